@@ -1,0 +1,93 @@
+"""What a command says when it fails, and the exit code it leaves: the one place that decides either."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+
+
+class Exit(IntEnum):
+    """The exit codes of every command."""
+
+    DONE = 0  # everything asked for exists and was verified
+    UNEXPECTED = 1
+    USAGE = 2  # a wrong flag or story file; argparse leaves the same code
+    WEIGHTS = 3  # missing or wrong
+    MEMORY = 4  # of the accelerator or of the host
+    INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
+
+
+class UsageError(ValueError):
+    """A mistake in what was asked for, told in one sentence: what, where, how to fix it."""
+
+
+class StoryError(UsageError):
+    """A mistake in a story file; its sentence ends in the file and, where there is one, the line."""
+
+    def __init__(self, sentence: str, file: Path | str, line: int | None = None) -> None:
+        self.file, self.line = Path(file), line
+        super().__init__(f"{sentence}  {file}" if line is None else f"{sentence}  {file}:{line}")
+
+
+def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """The exit code of `command(args)`.
+
+    A failure becomes one sentence on stderr; its traceback is shown only where `args.debug` is set.
+    """
+    try:
+        return command(args)
+    except (Exception, KeyboardInterrupt) as error:
+        if args.debug:
+            traceback.print_exc()
+        code = exit_of(error)
+        print(f"bachvid: {sentence_of(error, code)}", file=sys.stderr)
+        return code
+
+
+def exit_of(error: BaseException) -> Exit:
+    """The exit code that an exception stands for."""
+    from bachvid.models.checkpoint import WeightsError  # not above: `bachvid --help` need not wait for torch
+
+    if isinstance(error, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    if isinstance(error, WeightsError):
+        return Exit.WEIGHTS
+    if is_out_of_memory(error):
+        return Exit.MEMORY
+    if isinstance(error, UsageError) or (isinstance(error, ValueError) and raised_here(error)):
+        return Exit.USAGE
+    return Exit.UNEXPECTED
+
+
+def sentence_of(error: BaseException, code: Exit) -> str:
+    """What to tell the user of an exception that ends a command with `code`."""
+    match code:
+        case Exit.INTERRUPTED:
+            return "interrupted."
+        case Exit.MEMORY:
+            return f"out of memory; a smaller size or fewer frames need less ({first_line(error)})."
+        case Exit.UNEXPECTED:
+            return f"{type(error).__name__}: {first_line(error)} (--debug shows where)"
+        case _:
+            return str(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    # On the host, torch has no class for it: its allocator raises a plain RuntimeError and signs it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether our own code raised it: there a ValueError is a sentence for the user, in a library our bug."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals["__name__"]).startswith("bachvid.")
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

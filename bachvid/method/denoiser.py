@@ -1,0 +1,93 @@
+"""A denoiser with all that a step needs beside the videos: sampler, guidance, and the negative prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bachvid.method.mask import Spans
+from bachvid.method.together import Model, Pass, forward
+from bachvid.sampling.guidance import Guidance, combine, static
+from bachvid.sampling.loop import Row, start
+from bachvid.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """An encoded prompt (1, L, text_width) and the spans of its parts."""
+
+    text: Tensor
+    spans: Spans
+
+
+@dataclass(eq=False, kw_only=True)
+class Take(Row):
+    """A row that knows what it is a video of."""
+
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(eq=False)
+class Denoiser:
+    """Predicts noise for rows at batch 1, one branch of guidance at a time."""
+
+    model: Model
+    sampler: Sampler
+    negative: Tensor  # the encoded negative prompt (1, L, text_width)
+    shape: tuple[int, ...]  # of one video's latents, batch 1
+    scale: float = 6.0
+    guidance: Guidance = static
+    _openings: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def steps(self) -> int:
+        return len(self.sampler.schedule.timesteps)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional branch is needed at all; at a scale of 1 or less it is not."""
+        return self.scale > 1
+
+    def start(self, prompt: Prompt, seed: int) -> Take:
+        """A video before its first step: the noise of this seed, in the text's dtype."""
+        row = start(self.shape, seed, self.negative.dtype, self.negative.device)
+        return Take(row.latents, row.generator, prompt=prompt, seed=seed)
+
+    def timestep(self, step: int) -> Tensor:
+        """t (1,) int64, as the model is told it."""
+        return torch.tensor([self.sampler.schedule.timesteps[step]], device=self.negative.device)
+
+    def vanilla(self, takes: Sequence[Take], step: int) -> list[Tensor]:
+        """Guided predictions without any method, one for each take."""
+        passes = [Pass(take.latents, take.prompt.text) for take in takes]
+        return self.guide(takes, step, forward(self.model, self.timestep(step), passes))
+
+    def guide(
+        self,
+        takes: Sequence[Take],
+        step: int,
+        conditional: Sequence[Tensor | None],
+        unconditional: Sequence[Tensor | None] | None = None,
+    ) -> list[Tensor]:
+        """Guided predictions in float32; the unconditional branch is evaluated unless it is given."""
+        if not self.guided:
+            return [cond.float() for cond in conditional if cond is not None]
+        if unconditional is None:
+            unconditional = [self.unconditional(take, step) for take in takes]
+        scale = self.guidance(self.scale, self.sampler.schedule.timesteps[step], self.steps)
+        pairs = zip(unconditional, conditional, strict=True)
+        return [combine(u.float(), c.float(), scale) for u, c in pairs if u is not None and c is not None]
+
+    def unconditional(self, take: Take, step: int) -> Tensor:
+        """The prediction for the negative prompt; at step 0 it depends on the seed alone and is made once."""
+        if step == 0 and take.seed in self._openings:
+            return self._openings[take.seed]
+        prediction = forward(self.model, self.timestep(step), [Pass(take.latents, self.negative)])[0]
+        assert prediction is not None
+        if step == 0:
+            self._openings[take.seed] = prediction
+        return prediction

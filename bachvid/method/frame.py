@@ -1,0 +1,68 @@
+"""A frame video: what it borrows from the identity, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from bachvid.method.attends import Inject, Lent
+from bachvid.method.denoiser import Denoiser
+from bachvid.method.look import Look
+from bachvid.method.match import Matches, Places, match, places
+from bachvid.method.recipe import Recipe
+from bachvid.method.scout import Scouted, believable
+from bachvid.models.attention import Attend, Site
+
+
+class FrameVideo:
+    """One of the videos that share the identity's character and place, before its first step.
+
+    `note` says in one sentence what was left out when a mask could not be believed; otherwise it is None.
+    """
+
+    def __init__(self, denoiser: Denoiser, recipe: Recipe, seen: Scouted, identity: Scouted) -> None:
+        self.recipe = recipe
+        self.identity = identity
+        self.take = denoiser.start(seen.take.prompt, seen.take.seed)  # it starts afresh, from the same noise
+        self.grid = denoiser.model.grid(self.take.latents)
+        self.mask = seen.mask
+        self.matches: Matches = match(seen.features, identity.features, self.grid, recipe)
+        self.places, self.note = self._settle(seen.believed)
+        self.look: Look | None = None
+
+    def _settle(self, believed: bool) -> tuple[Places, str | None]:
+        """Where to borrow what; without a mask worth believing only the place, by the other video's mask."""
+        identity = self.identity
+        share = f"{self.mask.float().mean().item():.1%}"
+        if believed and identity.believed:
+            return places(self.mask, identity.mask, self.matches, self.recipe), None
+        if identity.believed:
+            note = f"its mask covers {share}: it borrows only the background, by the identity's mask"
+            return places(identity.mask, identity.mask, None, self.recipe), note
+        if believed:
+            note = "the identity's mask is not usable: it borrows only the background, by its own mask"
+            return places(self.mask, self.mask, None, self.recipe), note
+        everywhere = torch.ones_like(self.mask)
+        return places(everywhere, everywhere, None, self.recipe), "no mask is usable: it borrows nothing"
+
+    def attend_at(
+        self, step: int, lend: Mapping[Site, Callable[[], Lent]], watch: bool
+    ) -> Mapping[Site, Attend]:
+        """What stands in the network for this video at this step; with `watch`, a refresh may look on."""
+        at: dict[Site, Attend] = {site: Inject(lender, self.places) for site, lender in lend.items()}
+        self.look = None
+        if watch and self.recipe.refresh and step <= max(self.recipe.tau_mask, self.recipe.tau_match):
+            self.look = Look(self.recipe, self.take.prompt.spans, self.grid)
+            return self.look.over(at)
+        return at
+
+    def learn(self, step: int) -> None:
+        """After a watched pass, newer masks and (at tau_match) matches take over (CharaConsist)."""
+        if self.look is None:
+            return
+        if step <= self.recipe.tau_mask and believable(mask := self.look.mask(), self.recipe):
+            self.mask = mask
+        if step == self.recipe.tau_match:
+            self.matches = match(self.look.features(), self.identity.features, self.grid, self.recipe)
+        self.places, self.note = self._settle(believable(self.mask, self.recipe))

@@ -1,0 +1,49 @@
+"""One look at a video in the making: its foreground mask and its features, from one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from bachvid.method.attends import Record, TextMass
+from bachvid.method.mask import Spans, foreground, smooth
+from bachvid.method.match import side_by_side
+from bachvid.method.recipe import Recipe
+from bachvid.models.attention import Attend, Site, attend
+from bachvid.models.grid import Grid
+
+
+class Look:
+    """Stands at a recipe's mask and match sites, around what stands there already, and changes nothing."""
+
+    def __init__(self, recipe: Recipe, spans: Spans, grid: Grid) -> None:
+        self.recipe = recipe
+        self.spans = spans
+        self.grid = grid
+
+    def over(self, attend_at: Mapping[Site, Attend]) -> dict[Site, Attend]:
+        """`attend_at` with this look's recorders around it."""
+        at = dict(attend_at)
+        self.records = {site: Record(at.get(site, attend)) for site in self.recipe.match_sites}
+        at |= self.records
+        self.masses = {
+            site: TextMass(self.spans, self.grid.tokens, at.get(site, attend))
+            for site in self.recipe.mask_sites
+        }
+        return at | self.masses
+
+    def mask(self) -> Tensor:
+        """The foreground (N,) bool, from the scores of all mask layers together (Eq. 4)."""
+        scores = sum((mass.scores for mass in self.masses.values()), start=self.spans.character.new_zeros(()))
+        mask = foreground(scores)
+        return smooth(mask, self.grid) if self.recipe.smooth else mask
+
+    def features(self) -> Tensor:
+        """The outputs of all match layers side by side (N, layers C), ready for `match` (Eq. 7)."""
+        outs = [record.out for record in self.records.values()]
+        return side_by_side(outs, self.grid.tokens, self.recipe.normalize)
+
+    def last_layer(self) -> int:
+        """The last layer a pass must reach for this look to be complete."""
+        return max(*self.recipe.mask_layers, *self.recipe.match_layers)

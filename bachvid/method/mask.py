@@ -1,0 +1,49 @@
+"""Which tokens show the character: foreground masks from attention to the prompt (Eq. 2-4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bachvid.models.attention import attend_with_lse
+from bachvid.models.grid import Grid
+
+
+class Spans(NamedTuple):
+    """Indices of the prompt's tokens that name the background and the character, int64."""
+
+    background: Tensor
+    character: Tensor
+
+
+def span_scores(q: Tensor, k: Tensor, spans: Spans, tokens: int) -> Tensor:
+    """Mean attention of each video token to the background's and the character's words, (2, N) float32.
+
+    q (1 H Lq D) and k (1 H Lk D) are the encoded ones that attention uses; the video's queries are the last
+    `tokens`, text keys come first. The softmax runs over all keys, its text columns come from the
+    log-sum-exp, and heads are averaged: Eq. 2 and the means inside Eq. 3, without a matrix of N x N.
+    """
+    q = q[:, :, -tokens:]
+    _, lse = attend_with_lse(q, k, k)  # 1 H N
+    scores = []
+    for span in spans:
+        logits = (q @ k[:, :, span].transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # 1 H N words
+        weights = torch.exp(logits - lse[..., None])
+        scores.append(weights.mean(dim=(0, 1, 3)))  # N
+    return torch.stack(scores)
+
+
+def foreground(scores: Tensor) -> Tensor:
+    """The mask (N,) bool from scores (2, N) of one layer (Eq. 3) or summed over the mask layers (Eq. 4)."""
+    background, character = scores
+    return background <= character
+
+
+def smooth(mask: Tensor, grid: Grid) -> Tensor:
+    """The mask (N,) with specks removed and the rest grown: per frame, eroded by 3x3, then dilated by 5x5."""
+    frames = mask.view(grid.frames, 1, grid.height, grid.width).float()
+    eroded = -F.max_pool2d(-frames, 3, stride=1, padding=1)
+    return F.max_pool2d(eroded, 5, stride=1, padding=2).flatten() > 0

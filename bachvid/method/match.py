@@ -1,0 +1,96 @@
+"""Which identity token each frame token matches (Eq. 5-8), and what is borrowed where (Eq. 10-11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bachvid.method.recipe import Mode, Recipe
+from bachvid.models.grid import Grid
+
+
+class Matches(NamedTuple):
+    """For each token of a frame video, the identity token most like it."""
+
+    partner: Tensor  # N int64
+    similarity: Tensor  # N float32, mean over the layers
+
+
+def side_by_side(outputs: list[Tensor], tokens: int, normalize: bool) -> Tensor:
+    """Features (N, layers C) of a video: its attention outputs (1 H L D) with heads and layers joined.
+
+    The sum over layers in Eq. 7 is one dot product of these. With `normalize` every layer counts as a
+    cosine (Eq. 5).
+    """
+    layers = [out[0, :, -tokens:].transpose(0, 1).flatten(1) for out in outputs]  # N C each
+    if normalize:
+        layers = [F.normalize(layer.float(), dim=-1).to(layer.dtype) for layer in layers]
+    return torch.cat(layers, dim=-1)
+
+
+def match(frame: Tensor, identity: Tensor, grid: Grid, recipe: Recipe, rows: int = 1024) -> Matches:
+    """The best identity token for every frame token (Eq. 7-8), for features (N, layers C) of the two videos.
+
+    Similarities are taken in blocks of `rows` tokens and only the best is kept: no matrix of N x N exists.
+    """
+    if recipe.window == "frame":
+        per_frame = grid.height * grid.width
+        blocks = zip(frame.split(per_frame), identity.split(per_frame), strict=True)
+        found = [_best(f, i, rows) for f, i in blocks]
+        index = torch.cat([best + n * per_frame for n, (best, _) in enumerate(found)])
+        value = torch.cat([value for _, value in found])
+    else:
+        index, value = _best(frame, identity, rows)
+    return Matches(index, value / len(recipe.match_layers))
+
+
+def _best(frame: Tensor, identity: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    blocks = [(block.float() @ identity.float().T).max(dim=1) for block in frame.split(rows)]
+    return torch.cat([b.indices for b in blocks]), torch.cat([b.values for b in blocks])
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a frame video borrows, and where it goes: flat token indices, int64."""
+
+    tokens: int  # N
+    foreground: Tensor  # tokens of the frame video that show the character: they see what is borrowed for it
+    rest: Tensor  # all other tokens: they see the borrowed background
+    matched: Tensor  # I_frm,fg: where borrowed foreground goes
+    partners: Tensor  # I_id,fg: where it comes from
+    background: Tensor  # I_frm,bg = I_id,bg
+
+
+def places(frame: Tensor, identity: Tensor, matches: Matches | None, recipe: Recipe) -> Places:
+    """The index sets of Eq. 10-11, for masks (N,) bool of the frame video and the identity.
+
+    Foreground goes without a match (None) or in mode "bg", background in mode "fg".
+    """
+    mode: Mode = recipe.mode if matches else ("off" if recipe.mode == "fg" else "bg")
+    nothing = frame.new_zeros(0, dtype=torch.int64)
+    matched = partners = nothing
+    if matches and mode in ("both", "fg"):
+        matched = _accepted(frame, identity, matches, recipe).nonzero()[:, 0]
+        partners = matches.partner[matched]
+    background = (~(identity | frame)).nonzero()[:, 0] if mode in ("both", "bg") else nothing
+    return Places(
+        tokens=len(frame),
+        foreground=frame.nonzero()[:, 0],
+        rest=(~frame).nonzero()[:, 0],
+        matched=matched,
+        partners=partners,
+        background=background,
+    )
+
+
+def _accepted(frame: Tensor, identity: Tensor, matches: Matches, recipe: Recipe) -> Tensor:
+    accepted = frame
+    if recipe.min_similarity is not None:
+        accepted = accepted & (matches.similarity >= recipe.min_similarity)
+    if recipe.require_identity_foreground:
+        accepted = accepted & identity[matches.partner]
+    return accepted

@@ -1,0 +1,120 @@
+"""Every number of the method in one place, frozen and printable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from bachvid.models.attention import Site
+
+Mode = Literal["both", "fg", "bg", "off"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which layers, which steps, and what the paper leaves open. Layers count from 1, steps from 0."""
+
+    steps: int  # the schedule's length that the step numbers below refer to; see `at`
+    mask_kind: str  # where text and video meet: "joint" (CogVideoX) or "cross" (Wan)
+    mask_layers: tuple[int, ...]  # Eq. 4
+    tau_mask: int
+    token_kind: str  # where video tokens meet each other: "joint" or "self"
+    match_layers: tuple[int, ...]  # Eq. 7
+    tau_match: int
+    kv_layers: tuple[int, ...]  # the vital layers, Eq. 9
+
+    mode: Mode = "both"  # inject foreground and background, one of them, or nothing
+    branches: Literal["cond", "both"] = "cond"  # of guidance; the paper's cache holds one branch
+    inject_steps: tuple[int, int] | None = None  # first and last step with injection; None: all
+    normalize: bool = True  # cosine in every layer before the sum; off: Eq. 7 as printed
+    window: Literal["all", "frame"] = "all"  # match among all identity tokens, or in the same latent frame
+    min_similarity: float | None = None  # mean cosine below which a token borrows nothing (CharaConsist)
+    require_identity_foreground: bool = False  # matched outside the identity's mask: borrow nothing
+    smooth: bool = False  # erode 3x3, dilate 5x5 in every frame (CharaConsist)
+    refresh: bool = False  # recompute a frame video's mask and matches in the main run, up to tau
+    shared_noise: bool = True  # every video of a group starts from the same noise
+    character_first: bool = False  # "character background action" (appendix C)
+    least_share: float = 0.005  # masks with less foreground, or more than the next, are not believed
+    most_share: float = 0.95
+
+    @property
+    def mask_sites(self) -> tuple[Site, ...]:
+        return tuple(Site(self.mask_kind, layer) for layer in self.mask_layers)
+
+    @property
+    def match_sites(self) -> tuple[Site, ...]:
+        return tuple(Site(self.token_kind, layer) for layer in self.match_layers)
+
+    @property
+    def kv_sites(self) -> tuple[Site, ...]:
+        return tuple(Site(self.token_kind, layer) for layer in self.kv_layers)
+
+    def at(self, steps: int) -> Recipe:
+        """The same recipe for a schedule of another length, its step numbers scaled along."""
+        if steps == self.steps:
+            return self
+
+        def scaled(step: int) -> int:
+            return min(round(step * steps / self.steps), steps - 1)
+
+        window = self.inject_steps and (scaled(self.inject_steps[0]), scaled(self.inject_steps[1]))
+        return replace(
+            self,
+            steps=steps,
+            tau_mask=scaled(self.tau_mask),
+            tau_match=scaled(self.tau_match),
+            inject_steps=window,
+        )
+
+    def injects_at(self, step: int) -> bool:
+        """Whether frame videos borrow anything at this step."""
+        first, last = self.inject_steps or (0, self.steps - 1)
+        return self.mode != "off" and first <= step <= last
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_dict` wrote; an unknown or missing name raises ValueError."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(
+                f"unknown name {unknown[0]!r} in a recipe; known are: {', '.join(sorted(known))}"
+            )
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        try:
+            return cls(**lists)
+        except TypeError as error:
+            raise ValueError(f"incomplete recipe: {error}") from error
+
+
+PRESETS: Mapping[str, Recipe] = {
+    # Table 4's best row: tau 5 for masks and matches. Section 3.3 names 10 for matches.
+    "paper-cogvideox-5b": Recipe(
+        steps=50,
+        mask_kind="joint",
+        mask_layers=tuple(range(6, 21)),
+        tau_mask=5,
+        token_kind="joint",
+        match_layers=tuple(range(2, 17)),
+        tau_match=5,
+        kv_layers=(1, 2, 12, 13, 14, 15, 16, 18, 20, 21, 22, 24, 30, 35, 42),
+        normalize=False,
+    ),
+}
+
+
+def load_preset(path: Path) -> Recipe:
+    """The recipe in a `preset.json`, as it lies beside weights; a broken file raises ValueError naming it."""
+    try:
+        return Recipe.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path.name} is not a recipe ({error}). Write it again or name a preset."
+        ) from error

@@ -1,0 +1,1 @@
+"""The networks: two video transformers, two causal video autoencoders, their text encoders."""

@@ -1,0 +1,1 @@
+"""How noise becomes video: noise levels, solvers, guidance, and the loop that walks them."""

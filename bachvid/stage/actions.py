@@ -1,0 +1,121 @@
+"""How the puppet moves: each verb is a few amounts, and the pose at a phase is one formula for all verbs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
+
+from bachvid.stage.body import BUILD_WIDTH, HIP, LEG_LENGTH, NECK, SHOULDER
+from bachvid.stage.world import Clip
+
+LOCATION_X = {"left": -0.39, "middle": 0.0, "right": 0.39}
+SOLES = 0.1  # where the puppet stands, above the bottom edge
+_ARM_AT_REST = -1.15  # radians below the horizontal
+
+
+@dataclass(frozen=True)
+class Gesture:
+    """How much of each movement a verb makes: lengths in heights of the picture, angles in radians."""
+
+    travel: float = 0.0  # path along the stage
+    hop: float = 0.0  # height of its two hops
+    crouch: float = 0.0  # share by which the legs shorten
+    bow: float = 0.0  # angle by which the trunk leans to the heading
+    squeeze: float = 0.0  # share by which the paper puppet looks narrower side-on
+    wave: float = 0.0  # how far the right arm goes up, 1 = all the way
+    stride: float = 0.0  # how far the legs swing
+
+
+GESTURES = {
+    "stands": Gesture(),
+    "jumps": Gesture(hop=0.15),
+    "waves": Gesture(wave=1.0),
+    "crouches": Gesture(crouch=0.7),
+    "walks": Gesture(travel=0.78, stride=1.0),
+    "leaps": Gesture(travel=0.78, hop=0.15),
+    "spins": Gesture(squeeze=0.7),
+    "bows": Gesture(bow=0.9),
+}
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where everything is in each frame; all tensors are (B, F)."""
+
+    x: Tensor
+    y: Tensor
+    scale: Tensor
+    width: Tensor  # 1 facing us, less while turned
+    build: Tensor
+    leg: Tensor  # leg length in units of the rest puppet's
+    swing: Tensor  # sideways shear of the left leg; the right one's is opposite
+    lean: Tensor  # the trunk's angle, positive to the right
+    nod: Tensor  # the head's angle on top of it
+    left_arm: Tensor  # angles above the horizontal
+    right_arm: Tensor
+
+
+def pose(clips: list[Clip], phases: Tensor) -> Pose:
+    """The pose of every clip's puppet at `phases` (B, F), 0 at the start of the action and 1 at its end."""
+    numbers = torch.tensor([_numbers(clip) for clip in clips], dtype=torch.float32)
+    columns = numbers.to(phases).unsqueeze(-1).unbind(1)  # each (B, 1)
+    place, sole, scale, build, leg, heading, travel, hop, crouch, bow, squeeze, wave, stride = columns
+    beat = (2 * math.pi * phases).sin().abs()  # up and down twice
+    swell = (math.pi * phases).sin() ** 2  # there and back once
+    swing = (4 * math.pi * phases).sin()  # left and right twice
+    lean = bow * swell * heading
+    arms = _ARM_AT_REST + 9.0 * hop * beat + 0.9 * crouch * swell + 1.0 * squeeze
+    return Pose(
+        x=place + heading * travel * (phases - 0.5) - 0.09 * lean * scale,
+        y=sole + hop * beat + 0.014 * stride * swing.abs(),
+        scale=scale.expand_as(phases),
+        width=1 - squeeze * (2 * math.pi * phases).sin() ** 2,
+        build=build.expand_as(phases),
+        leg=leg * (1 - crouch * swell),
+        swing=0.55 * stride * swing - 2.2 * travel * hop * beat,
+        lean=lean,
+        nod=0.3 * lean + 0.12 * stride * swing + 0.1 * wave * swing,
+        left_arm=arms + 0.45 * stride * swing,
+        right_arm=arms - 0.45 * stride * swing + wave * (2.1 + 0.6 * swing),
+    )
+
+
+def into_body(now: Pose, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Body coordinates of picture positions, for each part as if the position lay on it.
+
+    `x` (B, F, 1, w) from the middle and `y` (B, F, h, 1) up from the bottom edge, in heights; the result's tensors broadcast
+    to (B, F, h, w).
+    """
+    p = Pose(**{name: value[..., None, None] for name, value in vars(now).items()})
+    across, up = (x - p.x) / (p.scale * p.width), (y - p.y) / p.scale
+    hip = HIP * p.leg
+    slide = p.swing * (hip - up).clamp_min(0)
+    side, over = _turned(across, up - hip, p.lean)
+    over = over + HIP
+    found = {
+        "torso": (side / p.build, over),
+        "left_leg": (across - slide, up / p.leg),
+        "right_leg": (across + slide, up / p.leg),
+    }
+    head_x, head_y = _turned(side, over - NECK, p.nod)
+    found["head"] = head_x, head_y + NECK
+    for part, sign, angle in (("left_arm", -1, p.left_arm), ("right_arm", 1, p.right_arm)):
+        along, off = _turned(sign * side - SHOULDER[0] * p.build, over - SHOULDER[1], -angle)
+        found[part] = sign * (along + SHOULDER[0]), off + SHOULDER[1]
+    return found
+
+
+def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """The position before a clockwise turn by `angle` brought it to (x, y)."""
+    cos, sin = angle.cos(), angle.sin()
+    return x * cos - y * sin, x * sin + y * cos
+
+
+def _numbers(clip: Clip) -> tuple[float, ...]:
+    gesture = GESTURES[clip.verb]
+    place = clip.jitter[0] + (0.0 if gesture.travel else LOCATION_X[clip.where])
+    frame = (place, SOLES + clip.jitter[1], clip.scale, BUILD_WIDTH[clip.build], LEG_LENGTH[clip.legs], clip.heading)
+    return *frame, *astuple(gesture)

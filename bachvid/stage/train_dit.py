@@ -1,0 +1,207 @@
+"""Training of the stage world's denoiser: v-prediction on encoded clips and single frames, captions beside them.
+
+Pictures teach text, layout and shapes at a fraction of a clip's cost, so they come first and stay to the end.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from transformers import T5EncoderModel
+
+from bachvid.models.cogvideox import CogVideoX, CogVideoXConfig, ModulatedNorm
+from bachvid.models.cogvideox_vae import CogVideoXVAE
+from bachvid.models.text import Tokenizer
+from bachvid.sampling.schedule import cogvideox_alphas
+from bachvid.stage.captions import caption
+from bachvid.stage.render import clip_phases, render
+from bachvid.stage.train_text import encode_batch
+from bachvid.stage.training import Muon, Pace, Team
+from bachvid.stage.watch import attention_finds_puppet
+from bachvid.stage.world import Clip, sample_clip
+
+
+@dataclass(frozen=True)
+class DiTRecipe:
+    """What the denoiser is and how it learns; batches are those of one process."""
+
+    config: CogVideoXConfig
+    height: int  # pixels
+    width: int
+    images: int  # in a batch of single frames
+    clips: int  # in a batch of clips
+    first_pool: int  # clips, and frames, encoded before the first step
+    fresh: int  # encoded in every step of their kind; the pools only grow
+    rate: float = 2e-3
+    images_only: float = 0.2  # share of the budget before the first clip
+    image_share: float = 0.4  # of the batches after that
+    caption_dropout: float = 0.1
+    pace: Pace = Pace()
+
+    def latent_shape(self, frames: int) -> tuple[int, int, int, int]:
+        """(T, C, h, w) of encoded `frames`."""
+        config = self.config
+        deep = (frames - 1) // config.temporal_compression + 1
+        return deep, config.channels, config.sample_height, config.sample_width
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The trained parts that a denoiser learns upon."""
+
+    vae: CogVideoXVAE
+    encoder: T5EncoderModel
+    tokenizer: Tokenizer
+
+    def text(self, prompts: Sequence[str], length: int) -> Tensor:
+        """Encoded prompts (B, length, width)."""
+        return encode_batch(self.encoder, self.tokenizer, prompts, length)
+
+
+class Pool:
+    """Encoded clips on disk, float16: entry i is made once, from seed i, and may be drawn many times."""
+
+    def __init__(self, file: Path, recipe: DiTRecipe, frames: int, frozen: Frozen, seed: str) -> None:
+        self.recipe, self.frames, self.vae, self.seed = recipe, frames, frozen.vae, seed
+        shape = (1_000_000, *recipe.latent_shape(frames))  # a sparse file: only what is written takes room
+        self._stored = np.memmap(file, np.float16, "r+" if file.exists() else "w+", shape=shape)
+        self._ready = 0
+
+    def grow(self, size: int, batch: int = 8) -> None:
+        """Make what entries are missing of the first `size`; those that an earlier run has written are kept."""
+        while self._ready < size:
+            stop = min(self._ready + batch, size)
+            if not self._stored[stop - 1].any():  # still a hole in the file
+                self._stored[self._ready : stop] = self._encode(range(self._ready, stop)).cpu().half().numpy()
+            self._ready = stop
+
+    def clip(self, entry: int) -> Clip:
+        """The clip that an entry shows."""
+        return sample_clip(random.Random(f"{self.seed} {entry}"))
+
+    def latents(self, entries: Sequence[int]) -> Tensor:
+        """Entries (B, T, C, h, w), float32."""
+        return torch.from_numpy(self._stored[list(entries)]).float()
+
+    @torch.no_grad()
+    def _encode(self, entries: Sequence[int]) -> Tensor:
+        phases = clip_phases(len(entries), self.frames)
+        if self.frames == 1:  # a random moment of the clip
+            phases = torch.tensor([[random.Random(f"{self.seed} {entry} moment").random()] for entry in entries])
+        device = next(self.vae.parameters()).device
+        clips = [self.clip(entry) for entry in entries]
+        video = render(clips, phases, self.recipe.height, self.recipe.width, device=device).video
+        return self.vae.to_latents(video)
+
+
+class DiTTask:
+    """The loop's view of the denoiser."""
+
+    name = "dit"
+
+    def __init__(
+        self, recipe: DiTRecipe, frozen: Frozen, pools: Path, seed: int, team: Team, device: torch.device
+    ) -> None:
+        torch.manual_seed(seed)
+        self.recipe, self.frozen, self.seed, self.team, self.device = recipe, frozen, seed, team, device
+        self.model = CogVideoX(recipe.config).to(device)
+        begin_closed(self.model)
+        self.pace = recipe.pace
+        self.alphas = cogvideox_alphas().to(device)
+        self.optimizers = split_optimizers(self.model, recipe.rate)
+        pools.mkdir(parents=True, exist_ok=True)
+        lengths = {"images": 1, "clips": recipe.config.sample_frames}
+        self.pools = {
+            kind: Pool(pools / f"{kind}-{team.rank}.f16", recipe, frames, frozen, f"{seed} {kind} {team.rank}")
+            for kind, frames in lengths.items()
+        }
+        self.empty = frozen.text([""], recipe.config.text_length)  # 1 L C
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        seed = self.team.seed(self.seed, step)
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        kind = self._kind(step, progress)
+        latents, text = self._batch(kind, step, rng)  # B T C h w, B L C
+        share = (torch.rand(1, generator=generator) + torch.arange(len(latents)) / len(latents)) % 1
+        t = (share * len(self.alphas)).long().to(self.device)  # B, spread evenly
+        noise = torch.randn(latents.shape, generator=generator).to(self.device)
+        noisy, velocity = add_noise(latents, noise, self.alphas[t])
+        loss = F.mse_loss(self.model(noisy, t, text), velocity)
+        return loss, {kind: loss.item(), "pool": float(self.pool_size(kind, step))}
+
+    def inspect(self, model: nn.Module) -> dict[str, Any]:
+        """Loss on held-out clips in four ranges of noise, and how well attention to the words finds the puppet."""
+        assert isinstance(model, CogVideoX)
+        rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+        clips = [sample_clip(rng, held_out=True) for _ in range(8)]
+        pictures = render(
+            clips, clip_phases(8, self.recipe.config.sample_frames), self.recipe.height, self.recipe.width, self.device
+        )
+        latents = self.frozen.vae.to_latents(pictures.video)  # B T C h w
+        captions = [caption(clip) for clip in clips]
+        text = self.frozen.text([each.prompt() for each in captions], self.recipe.config.text_length)
+        noise = torch.randn(latents.shape, generator=generator).to(self.device)
+        found: dict[str, Any] = {}
+        for start in range(0, 1000, 250):
+            t = torch.arange(start, start + 250, 250 / len(clips), device=self.device).long()
+            noisy, velocity = add_noise(latents, noise, self.alphas[t])
+            found[f"loss_{start}"] = round(F.mse_loss(model(noisy, t, text), velocity).item(), 4)
+        t = torch.full((len(clips),), 700, device=self.device)
+        noisy, _ = add_noise(latents, noise, self.alphas[t])
+        watched = attention_finds_puppet(
+            model, noisy, t, text, captions, self.frozen.tokenizer, pictures.mask.float()
+        )
+        return {**found, **watched}
+
+    def pool_size(self, kind: str, step: int) -> int:
+        """How many entries step `step` may draw from."""
+        return self.recipe.first_pool + step * self.recipe.fresh
+
+    def _kind(self, step: int, progress: float) -> str:
+        lot = random.Random(f"{self.seed} {step} kind").random()  # the same in every process: they wait for each other
+        return "images" if progress < self.recipe.images_only or lot < self.recipe.image_share else "clips"
+
+    def _batch(self, kind: str, step: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+        pool, size = self.pools[kind], self.pool_size(kind, step)
+        pool.grow(size)
+        entries = [rng.randrange(size) for _ in range(getattr(self.recipe, kind))]
+        captions = [caption(pool.clip(entry), rng) for entry in entries]
+        prompts = [each.prompt(character_first=rng.random() < 0.5) for each in captions]
+        with torch.no_grad():
+            text = self.frozen.text(prompts, self.recipe.config.text_length)  # B L C
+        dropped = [rng.random() < self.recipe.caption_dropout for _ in prompts]
+        text[torch.tensor(dropped, device=text.device)] = self.empty
+        return pool.latents(entries).to(self.device), text
+
+
+def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents and the velocity to predict, shaped as latents (B, ...), at signal shares `alphas` (B,)."""
+    alphas = alphas.view(-1, *[1] * (latents.ndim - 1))
+    signal, spread = alphas.sqrt().to(latents.dtype), (1 - alphas).sqrt().to(latents.dtype)
+    return signal * latents + spread * noise, signal * noise - spread * latents
+
+
+def begin_closed(model: CogVideoX) -> None:
+    """Close every gate and the head, so that the untrained model passes its input on and predicts nothing."""
+    norms = [module.modulation for module in model.modules() if isinstance(module, ModulatedNorm)]
+    for layer in (*norms, model.head_norm.modulation, model.head):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def split_optimizers(model: CogVideoX, rate: float) -> Sequence[Optimizer]:
+    """Muon for the blocks' attention and feed-forward matrices, AdamW for everything else."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inner = name.startswith("blocks.") and parameter.ndim == 2 and "modulation" not in name
+        (matrices if inner else others).append(parameter)
+    return Muon(matrices, rate), AdamW(others, rate, betas=(0.9, 0.99), weight_decay=0.0)

@@ -1,0 +1,282 @@
+"""What the three trainings share: one resumable loop, its budget, its processes, its log and its checkpoints.
+
+A part (VAE, text encoder, DiT) is a `Task`: a model, its optimizers, and a loss for step number n. Everything random in
+step n is drawn from a generator seeded by n, so a run that was killed and goes on ends with the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+CHECKPOINT_SECONDS = 60.0
+INSPECT_SECONDS = 600.0
+LOG_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a part trains: in minutes of its own time, or in steps (then two runs are equal to the last bit)."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share that is spent, 0 to 1. A later run with a larger budget falls back to a smaller share."""
+        share = step / self.steps if self.steps is not None else seconds / (60 * (self.minutes or 1e-9))
+        return min(share, 1.0)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Learning rates and weight averaging over a training."""
+
+    warmup: int = 50  # steps
+    decay: float = 0.45  # the last share of the budget, over which the rates fall linearly to nothing
+    ema: float = 0.998  # of every step, while the rates are full
+    last_ema: float = 0.9995  # at the end, where the weights hardly move
+    clip: float = 1.0  # largest norm of a gradient
+
+    def rate(self, step: int, progress: float) -> float:
+        """What to multiply every learning rate with."""
+        return min((step + 1) / self.warmup, (1 - progress) / self.decay, 1.0)
+
+    def average(self, step: int, progress: float) -> float:
+        """How much of the averaged weights stays; less in the first steps, whose weights are soon worth nothing."""
+        falling = max(0.0, 1 - (1 - progress) / self.decay)
+        return min(self.ema + (self.last_ema - self.ema) * falling, (1 + step) / (10 + step))
+
+
+class Task(Protocol):
+    """One part's training, as the loop sees it."""
+
+    name: str
+    model: nn.Module
+    optimizers: Sequence[Optimizer]
+    pace: Pace
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch of this process, and numbers for the log."""
+        ...
+
+    def inspect(self, model: nn.Module) -> dict[str, Any]:
+        """Measurements on held-out material, of the averaged weights."""
+        ...
+
+
+@dataclass
+class State:
+    """Where a training stands; everything that a checkpoint holds beside weights and optimizers."""
+
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[list[float]] = field(default_factory=list)  # [step, seconds, loss], every LOG_SECONDS
+    inspections: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Work:
+    """The folder of a training: checkpoints `PART.pt` and a log of JSON lines."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def log(self, **event: Any) -> None:
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **event})
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def save(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint so that a kill at any time leaves the old one or the new one."""
+        path = self.folder / f"{name}.pt"
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """The latest checkpoint, or None before the first."""
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train one model together: each draws its own batches, gradients are averaged."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes logs and checkpoints."""
+        return self.rank == 0
+
+    def seed(self, seed: int, step: int) -> int:
+        """A seed that no other step, process or nearby base seed has."""
+        return (seed * 1_000_003 + step) * 64 + self.rank
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes."""
+        if self.size == 1:
+            return
+        tensors = list(tensors)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / self.size).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def agree(self, number: float) -> float:
+        """The leader's number, in every process."""
+        if self.size == 1:
+            return number
+        shared = torch.tensor([number], dtype=torch.float64)
+        dist.broadcast(shared, src=0)
+        return shared.item()
+
+
+def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module, State]:
+    """The averaged model after the whole budget, trained on from the latest checkpoint in `work`."""
+    averaged = deepcopy(task.model).eval().requires_grad_(False)
+    state = resume(task, averaged, work)
+    if team.leads:
+        work.log(part=task.name, event="start", step=state.step, spent=round(state.seconds))
+    saved = logged = time.monotonic()
+    inspected = saved
+    while True:
+        began = time.monotonic()
+        progress = budget.progress(state.step, team.agree(state.seconds))
+        if progress >= 1:
+            break
+        loss, facts = one_step(task, averaged, state.step, progress, team)
+        state.step += 1
+        state.seconds += time.monotonic() - began
+        if not team.leads:
+            continue
+        now = time.monotonic()
+        if now - logged > LOG_SECONDS:
+            logged = now
+            state.curve.append([state.step, round(state.seconds, 1), round(loss, 5)])
+            rounded = {key: float(f"{value:.4g}") for key, value in facts.items()}
+            work.log(part=task.name, step=state.step, progress=round(progress, 4), loss=round(loss, 5), **rounded)
+        if now - inspected > INSPECT_SECONDS:
+            inspected = now
+            inspect(task, averaged, state, work)
+        if now - saved > CHECKPOINT_SECONDS:
+            saved = now
+            work.save(task.name, snapshot(task, averaged, state))
+    if team.leads:
+        inspect(task, averaged, state, work)
+        work.save(task.name, snapshot(task, averaged, state))
+    return averaged, state
+
+
+def one_step(
+    task: Task, averaged: nn.Module, step: int, progress: float, team: Team
+) -> tuple[float, dict[str, float]]:
+    """Train on one batch; returns this process's loss and the task's numbers for the log."""
+    rate = task.pace.rate(step, progress)
+    for optimizer in task.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.setdefault("full_lr", group["lr"])
+    loss, facts = task.loss(step, progress)
+    loss.backward()
+    gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
+    team.average(gradients)
+    norm = nn.utils.clip_grad_norm_(task.model.parameters(), task.pace.clip)
+    for optimizer in task.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    keep = task.pace.average(step, progress)
+    with torch.no_grad():
+        for mean, now in zip(averaged.parameters(), task.model.parameters(), strict=True):
+            mean.lerp_(now, 1 - keep)
+    return loss.item(), {"norm": norm.item(), **facts}
+
+
+def inspect(task: Task, averaged: nn.Module, state: State, work: Work) -> None:
+    with torch.no_grad():
+        found = task.inspect(averaged)
+    entry = {"step": state.step, "seconds": round(state.seconds), **found}
+    state.inspections.append(entry)
+    work.log(part=task.name, event="inspect", **entry)
+
+
+def snapshot(task: Task, averaged: nn.Module, state: State) -> dict[str, Any]:
+    return {
+        "model": task.model.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in task.optimizers],
+        "state": vars(state),
+    }
+
+
+def resume(task: Task, averaged: nn.Module, work: Work) -> State:
+    """The state of the latest checkpoint, with its weights and optimizers loaded; a fresh one if there is none."""
+    saved = work.load(task.name)
+    if saved is None:
+        return State()
+    task.model.load_state_dict(saved["model"])
+    averaged.load_state_dict(saved["averaged"])
+    for optimizer, values in zip(task.optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    return State(**saved["state"])
+
+
+class Muon(Optimizer):
+    """Momentum whose step is made orthogonal: every direction of a weight matrix moves by the same amount.
+
+    Takes linear and convolution weights (a kernel counts as inputs). As torch.optim.Muon with `match_rms_adamw`, so an
+    AdamW learning rate fits; but in float32 and one batch per shape, which on a CPU is several times as fast.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.05
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                shapes.setdefault(p.shape, []).append(p)
+            for same in shapes.values():
+                self._step_together([p for p in same if p.grad is not None], group)
+
+    def _step_together(self, params: list[nn.Parameter], group: Mapping[str, Any]) -> None:
+        moves = []
+        for p in params:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momentum.lerp_(p.grad, 1 - group["momentum"])
+            moves.append(torch.lerp(p.grad, momentum, group["momentum"]).flatten(1))  # Nesterov's look ahead
+        if not moves:
+            return
+        for p, move in zip(params, orthogonal(torch.stack(moves)), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(move.view_as(p), alpha=-0.2 * group["lr"] * max(move.shape) ** 0.5)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices (B, rows, columns) with all singular values brought near 1, by Jordan's quintic Newton-Schulz iteration."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
