@@ -237,7 +237,10 @@ def test_a_causal_convolution_in_pieces_is_one_over_the_padded_whole(before: Any
 
 @torch.no_grad()
 def test_slicing_is_a_batch_of_one_at_a_time() -> None:
-    vae, z, x = ours(TILED), latents(TILED, 3, 7, 5), video(TILED, 9, 7, 5)
+    vae, z, x = deepcopy(ours(TILED)), latents(TILED, 3, 7, 5), video(TILED, 9, 7, 5)
+    batches = []
+    for network in (vae.encoder, vae.decoder):
+        network.register_forward_pre_hook(lambda _, arguments: batches.append(len(arguments[0])))
     for tiling in (False, True):
         singly = [vae.decode(sample, tiling=tiling) for sample in z.split(1)]
         assert same_bits(vae.decode(z, tiling=tiling, slicing=True), torch.cat(singly))
@@ -245,6 +248,7 @@ def test_slicing_is_a_batch_of_one_at_a_time() -> None:
         mean, logvar = vae.encode(x, tiling=tiling, slicing=True)
         assert same_bits(mean, torch.cat(means))
         assert same_bits(logvar, torch.cat(logvars))
+    assert set(batches) == {1}
 
 
 @settings(deadline=None, max_examples=30)

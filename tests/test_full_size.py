@@ -95,7 +95,7 @@ VAE = {
 
 
 def check_layout(layout: Layout, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    """Every stored block of rows becomes part of one parameter, every parameter is found, and the shapes fit."""
+    """Every stored block of rows is used once, every parameter is found, and the shapes fit."""
     used: Counter[tuple[str, int]] = Counter()
     blocks = {}
     for name, parameter in model.named_parameters():

@@ -36,11 +36,15 @@ ARROWS = {
     "pictures": Arrows("", "torch einops numpy av"),
     # Above. `errors` knows which exceptions the parts below raise.
     "errors": Arrows("models"),
-    "story": Arrows("errors"),
+    "console": Arrows(""),
+    "story": Arrows("errors method"),
+    "settings": Arrows("errors models method"),
+    "folder": Arrows("errors method pictures"),
+    "album": Arrows("folder pictures"),
     "stage": Arrows("models sampling method pictures errors"),
     "evaluate": Arrows("models sampling method pictures errors story stage"),
     "calibrate": Arrows("models sampling method pictures errors story stage evaluate"),
-    "run": Arrows("models sampling method pictures errors story bachvid"),
+    "run": Arrows("models sampling method pictures errors story settings console folder album bachvid"),
     "__main__": Arrows("errors bachvid"),  # and every command, which it loads by name
     "bachvid": Arrows("", ""),  # bachvid/__init__.py
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "sample_width": 20,
     },
 }
+SCHEDULER = {  # of every published checkpoint; the 2B shifts by 3
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "clip_sample": False,
+    "timestep_spacing": "trailing",
+    "snr_shift_scale": 1.0,
+}
 TEXT_LENGTH = 12
 SENTENCES = [
     "a red fox in a small kitchen stands facing the camera, calm, full upper body in view.",
@@ -38,11 +46,12 @@ SENTENCES = [
 def train_tokenizer(folder: Path, **options: Any) -> None:
     """Write a `spiece.model` with T5's special ids, of a vocabulary that knows a few words whole."""
     folder.mkdir(parents=True, exist_ok=True)
+    rng, words = random.Random(0), " ".join(SENTENCES).split()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 50),
+        sentence_iterator=iter([" ".join(rng.choices(words, k=10)) for _ in range(500)]),
         model_prefix=str(folder / "spiece"),
         **{
-            "vocab_size": 75,
+            "vocab_size": 85,
             "pad_id": 0,
             "eos_id": 1,
             "unk_id": 2,
@@ -98,7 +107,7 @@ def pipeline(tokenizer: Path, kind: str = "5b") -> CogVideoXPipeline:
         text_encoder=t5(),
         vae=vae(),
         transformer=transformer(kind),
-        scheduler=CogVideoXDDIMScheduler(snr_shift_scale=1.0, timestep_spacing="trailing"),
+        scheduler=CogVideoXDDIMScheduler(**SCHEDULER),
     )
 
 

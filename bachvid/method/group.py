@@ -71,6 +71,13 @@ class Group:
         frames = [frame.take for frame in self.frames]
         return frames if self.joins else [self._identity().take, *frames]
 
+    @property
+    def total_steps(self) -> int:
+        """How many steps `run` takes if every mask can be believed at once."""
+        recipe = self.recipe
+        remembered = self.denoiser.steps if self.cache is not None else 0
+        return len(self.starts) * max(recipe.tau_mask, recipe.tau_match) + remembered + self.denoiser.steps
+
     def run(self) -> Iterator[Progress]:
         """Makes the videos, yielding after every step; when it ends, `takes` hold the final latents."""
         for n, (prompt, seed) in enumerate(self.starts):

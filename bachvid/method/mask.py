@@ -18,6 +18,10 @@ class Spans(NamedTuple):
     background: Tensor
     character: Tensor
 
+    def to(self, device: torch.device | str) -> Spans:
+        """The same spans on another device."""
+        return Spans(*(span.to(device) for span in self))
+
 
 def span_scores(q: Tensor, k: Tensor, spans: Spans, tokens: int) -> Tensor:
     """Mean attention of each video token to the background's and the character's words, (2, N) float32.

@@ -38,6 +38,7 @@ class Recipe:
     refresh: bool = False  # recompute a frame video's mask and matches in the main run, up to tau
     shared_noise: bool = True  # every video of a group starts from the same noise
     character_first: bool = False  # "character background action" (appendix C)
+    guidance: float = 6.0  # the scale that the numbers above were found with
     least_share: float = 0.005  # masks with less foreground, or more than the next, are not believed
     most_share: float = 0.95
 
@@ -68,6 +69,19 @@ class Recipe:
             tau_mask=scaled(self.tau_mask),
             tau_match=scaled(self.tau_match),
             inject_steps=window,
+        )
+
+    def scaled_to(self, layers: int, depth: int) -> Recipe:
+        """The same recipe for a model nobody has analysed, its layers scaled from `depth` to `layers`."""
+
+        def scaled(numbers: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(sorted({max(1, round(n * layers / depth)) for n in numbers}))
+
+        return replace(
+            self,
+            mask_layers=scaled(self.mask_layers),
+            match_layers=scaled(self.match_layers),
+            kv_layers=scaled(self.kv_layers),
         )
 
     def injects_at(self, step: int) -> bool:

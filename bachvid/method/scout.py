@@ -1,4 +1,4 @@
-"""The pre-run: a video takes its first steps alone, until mask and features can be read (Sections 3.2-3.3)."""
+"""The pre-run: a video takes its first steps alone, until mask and features are read (Sections 3.2-3.3)."""
 
 from __future__ import annotations
 

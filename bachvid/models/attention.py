@@ -1,7 +1,8 @@
 """Where tokens attend, and how: the page to read first.
 
-An attention layer is three stages, project -> attend -> merge, and the middle one is an argument. A model's forward takes
-`attend_at`, a mapping from a `Site` to an `Attend`; a site that is absent attends plainly. Nothing is ever left on a module.
+An attention layer is three stages, project -> attend -> merge, and the middle one is an argument. A model's
+forward takes `attend_at`, a mapping from a `Site` to an `Attend`; a site that is absent attends plainly.
+Nothing is ever left on a module.
 
 Letters in shapes: B batch, H heads, L tokens, D head width, C model width.
 """
@@ -38,8 +39,9 @@ NOWHERE: Mapping[Site, Attend] = MappingProxyType({})
 def rotate(x: Tensor, freqs: Tensor | None) -> Tensor:
     """Tokens x (B H L D) encoded at the positions of `freqs` (L D/2 2), in float32, returned in x's dtype.
 
-    The table's first axis is the token, so encoding at other positions is `rotate(x, freqs[where])` (Eq. 12). A model whose
-    positions are not rotary passes None and gets x back. Agrees with diffusers' `apply_rotary_emb` to the last bit.
+    The table's first axis is the token, so encoding at other positions is `rotate(x, freqs[where])` (Eq.
+    12). A model whose positions are not rotary passes None and gets x back. Agrees with diffusers'
+    `apply_rotary_emb` to the last bit.
     """
     if freqs is None:
         return x
@@ -55,11 +57,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
 
 
 def attend_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention output (B H Lq D) and the log-sum-exp of each query's scaled scores (B H Lq), natural log, float32 or wider.
+    """Attention output (B H Lq D) and each query's log-sum-exp (B H Lq) of its scaled scores, natural log.
 
-    q, k and v are already rotated. A query without keys gets zeros and -inf. With the log-sum-exp, exact columns of the softmax
-    are `exp(q k^T / sqrt(D) - lse)`, and outputs over disjoint key sets can be merged. PyTorch has no public function that
-    returns it, so its own fused operators are called where they exist; everywhere else rows are taken in blocks.
+    q, k and v are already rotated. A query without keys gets zeros and -inf. With the log-sum-exp, exact
+    columns of the softmax are `exp(q k^T / sqrt(D) - lse)`, and outputs over disjoint key sets can be
+    merged. PyTorch has no public function that returns it, so its own fused operators are called where they
+    exist; everywhere else rows are taken in blocks.
     """
     batch, heads, queries, width = q.shape
     if k.shape[0] != batch or k.shape != v.shape or k.shape[-1] != width:
@@ -80,7 +83,7 @@ def attend_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reject_unknown(attend_at: Mapping[Site, Attend], sites: Iterable[Site]) -> None:
-    """Raise ValueError when something stands at a site that the model does not have: a typo must not mean "off"."""
+    """Raise ValueError for a site that the model does not have: a typo must not mean "off"."""
     unknown = sorted(set(attend_at) - set(sites))
     if unknown:
         known = ", ".join(f"{kind} {layer}" for kind, layer in sites)

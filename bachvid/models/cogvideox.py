@@ -1,6 +1,7 @@
 """The CogVideoX denoiser: text and video attend jointly, in one sequence, in every layer.
 
-Agrees with diffusers' `CogVideoXTransformer3DModel`, bit for bit in float32 on CPU. Latents are (B, T, C, H, W).
+Agrees with diffusers' `CogVideoXTransformer3DModel`, bit for bit in float32 on CPU. Latents are (B, T, C,
+H, W).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bachvid.models.rope import resized_positions, rotary_table, sincos_table
 
 @dataclass(frozen=True)
 class CogVideoXConfig:
-    """Every number that tells one CogVideoX from another. Sizes are in latent pixels, `sample_frames` in video frames."""
+    """Every number that tells one CogVideoX from another; samples are in latent pixels and video frames."""
 
     layers: int
     heads: int
@@ -46,7 +47,7 @@ class CogVideoXConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CogVideoXConfig:
-        """The numbers in a diffusers `transformer/config.json`; ValueError names what this model does not have."""
+        """The numbers in diffusers' `transformer/config.json`; ValueError names what is not supported."""
         for key, known in FIXED.items():
             if values.get(key, known) != known:
                 raise ValueError(
@@ -56,7 +57,10 @@ class CogVideoXConfig:
             raise ValueError(
                 "in_channels and out_channels differ; only text-to-video checkpoints are supported"
             )
-        return cls(**{ours: values.get(theirs) for ours, theirs in FIELDS.items()})
+        if missing := [name for name in FIELDS.values() if name not in values and name != "patch_size_t"]:
+            raise ValueError(f"{missing[0]} is missing")
+        numbers: dict[str, Any] = {ours: values.get(theirs) for ours, theirs in FIELDS.items()}
+        return cls(**numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """These numbers as diffusers' `transformer/config.json` holds them."""
@@ -96,9 +100,9 @@ FIXED = {
 
 
 _2B = CogVideoXConfig(
-    layers=30, heads=30, head_width=64, channels=16, patch=2, patch_frames=None, text_width=4096, text_length=226,
-    time_width=512, rotary=False, sample_height=60, sample_width=90, sample_frames=49, temporal_compression=4,
-    spatial_scale=1.875, temporal_scale=1.0,
+    layers=30, heads=30, head_width=64, channels=16, patch=2, patch_frames=None, text_width=4096,
+    text_length=226, time_width=512, rotary=False, sample_height=60, sample_width=90, sample_frames=49,
+    temporal_compression=4, spatial_scale=1.875, temporal_scale=1.0,
 )  # fmt: skip
 _5B = replace(_2B, layers=42, heads=48, rotary=True)
 CHECKPOINTS: Mapping[str, CogVideoXConfig] = {
@@ -144,9 +148,10 @@ class CogVideoX(nn.Module):
     def forward(
         self, latents: Tensor, t: Tensor, text: Tensor, attend_at: Mapping[Site, Attend] = NOWHERE
     ) -> Tensor:
-        """v prediction, shaped as latents (B, T, C, H, W), for timesteps t (B,) in 0..999 and text (B, L, text_width).
+        """v prediction, shaped as latents (B, T, C, H, W), for timesteps t (B,) and text (B, L, text_width).
 
-        Rows and columns that do not fill a patch are dropped; frames that do not, and an unknown site, raise ValueError.
+        Rows and columns that do not fill a patch are dropped; frames that do not, and an unknown site,
+        raise ValueError.
         """
         reject_unknown(attend_at, self.sites)
         stream = self.begin(latents, t, text)
@@ -183,7 +188,7 @@ class CogVideoX(nn.Module):
         return Grid(frames // deep, height // p, width // p)
 
     def freqs(self, grid: Grid, lead: int, device: torch.device) -> Tensor:
-        """Rotary table (lead + N, D/2, 2): resized to the trained grid (5B), or plain indices cut from it (1.5)."""
+        """Rotary table (lead + N, D/2, 2): fitted to the trained grid (5B), or plain indices (1.5)."""
         config, size = self.config, (grid.height, grid.width)
         base = (config.sample_height // config.patch, config.sample_width // config.patch)
         if config.patch_frames is None:
@@ -205,7 +210,7 @@ class CogVideoX(nn.Module):
                 f"text has {text.shape[1]} tokens; this checkpoint's positions need {config.text_length}"
             )
         scales = (config.temporal_scale, config.spatial_scale)
-        table = sincos_table(tuple(grid), config.width, scales, lead=text.shape[1])
+        table = sincos_table(grid, config.width, scales, lead=text.shape[1])
         return table.to(text.device, text.dtype)
 
     def _patches(self, latents: Tensor, grid: Grid) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 class Grid(NamedTuple):
     """Size of a video in tokens; flat indices run over (frame, row, column), the column fastest.
 
-    Where text shares the sequence (CogVideoX), text comes first and the video's tokens are always the last `tokens` of it.
+    Where text shares the sequence (CogVideoX), text comes first and the video's tokens are always the last
+    `tokens` of it.
     """
 
     frames: int

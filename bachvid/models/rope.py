@@ -11,11 +11,11 @@ THETA = 10000.0
 
 
 def rotary_table(positions: Sequence[Tensor], widths: Sequence[int], lead: int = 0) -> Tensor:
-    """Cosines and sines (lead + N, D/2, 2) for every token of the box spanned by `positions`, first axis slowest.
+    """Cosines and sines (lead + N, D/2, 2) for every token of the box `positions` span, first axis slowest.
 
-    `positions` holds one float32 vector per axis, `widths` the channels that each axis takes (their sum is D). The first `lead`
-    rows are for text that shares the sequence: cosine 1 and sine 0 leave it untouched, bit for bit.
-    Agrees with diffusers' `get_3d_rotary_pos_embed`.
+    `positions` holds one float32 vector per axis, `widths` the channels that each axis takes (their sum is
+    D). The first `lead` rows are for text that shares the sequence: cosine 1 and sine 0 leave it untouched,
+    bit for bit. Agrees with diffusers' `get_3d_rotary_pos_embed`.
     """
     box = [len(p) for p in positions]
     parts = []
@@ -31,10 +31,11 @@ def rotary_table(positions: Sequence[Tensor], widths: Sequence[int], lead: int =
 
 
 def resized_positions(size: tuple[int, int], base: tuple[int, int], device: torch.device) -> list[Tensor]:
-    """Row and column positions that fit a grid of `size` (rows, columns) into the `base` grid a model was trained on.
+    """Row and column positions that fit a grid of `size` (rows, columns) into the trained `base` grid.
 
-    The grid is scaled to touch the base's nearer border and centred in it. The last position is stop * (n - 1) / n, not
-    start + length * (n - 1) / n; rounding is to even. Agrees with diffusers' `get_resize_crop_region_for_grid`.
+    The grid is scaled to touch the base's nearer border and centred in it. The last position is stop * (n -
+    1) / n, not start + length * (n - 1) / n; rounding is to even. Agrees with diffusers'
+    `get_resize_crop_region_for_grid`.
     """
     height, width = size
     if height / width > base[0] / base[1]:
@@ -50,10 +51,10 @@ def resized_positions(size: tuple[int, int], base: tuple[int, int], device: torc
 
 
 def sincos_table(box: tuple[int, int, int], width: int, scales: tuple[float, float], lead: int) -> Tensor:
-    """The additive positions (lead + N, C) of a (frames, rows, columns) box, float64, zeros for the first `lead` rows.
+    """The additive positions (lead + N, C) of a (frames, rows, columns) box, float64; `lead` rows are zero.
 
-    A quarter of the channels encodes the frame, three eighths the column, three eighths the row; `scales` divide the frame index
-    and the spatial indices. Agrees with diffusers' `get_3d_sincos_pos_embed`.
+    A quarter of the channels encodes the frame, three eighths the column, three eighths the row; `scales`
+    divide the frame index and the spatial indices. Agrees with diffusers' `get_3d_sincos_pos_embed`.
     """
     frames, rows, columns = (torch.arange(n, dtype=torch.float32) for n in box)
     temporal, spatial = scales

@@ -28,7 +28,7 @@ def draw_text(
 
 def text_width(text: str, height: float) -> int:
     """Pixels a line of this height takes."""
-    return line(text, height).shape[1]
+    return int(np.ceil(starts(text)[-1] * unit(height)))
 
 
 def shorten(text: str, height: float, width: int) -> str:
@@ -43,20 +43,32 @@ def shorten(text: str, height: float, width: int) -> str:
 @lru_cache(maxsize=256)
 def line(text: str, height: float) -> Coverage:
     """How much ink lies on each pixel of a line of text, (height, width) in [0, 1]."""
-    unit = height / (ASCENT + DESCENT)
-    letters = [segments(letter) for letter in text]
-    widths = [SPACE if s.size == 0 else float(s[..., 0].max()) for s in letters]
-    starts = np.cumsum([2 * PEN, *(width + GAP for width in widths)])
-    ink = np.zeros((round(height), int(np.ceil((starts[-1] - GAP + 2 * PEN) * unit))), np.float32)
-
-    y, x = (np.indices(ink.shape) + 0.5) / unit
-    y = ASCENT - y
-    for strokes, start, width in zip(letters, starts[:-1], widths, strict=True):
-        reach = slice(max(int((start - 1) * unit), 0), int((start + width + 1) * unit) + 1)
+    scale = unit(height)
+    ink = np.zeros((round(height), text_width(text, height)), np.float32)
+    y, x = (np.indices(ink.shape) + 0.5) / scale
+    for letter, start in zip(text, starts(text)[:-1], strict=True):
+        strokes = segments(letter)
         if strokes.size:
-            distance = distance_to(strokes, x[:, reach] - start, y[:, reach])
-            ink[:, reach] = np.maximum(ink[:, reach], np.clip((PEN - distance) * unit + 0.5, 0, 1))
+            reach = slice(max(int((start - 1) * scale), 0), int((start + width_of(letter) + 1) * scale) + 1)
+            distance = distance_to(strokes, x[:, reach] - start, ASCENT - y[:, reach])
+            ink[:, reach] = np.maximum(ink[:, reach], np.clip((PEN - distance) * scale + 0.5, 0, 1))
     return ink
+
+
+def unit(height: float) -> float:
+    """Pixels to a unit in a line of this height."""
+    return height / (ASCENT + DESCENT)
+
+
+def starts(text: str) -> NDArray:
+    """Where each letter begins, and at last where the line ends, in units."""
+    return np.cumsum([GAP / 2, *(width_of(letter) + GAP for letter in text)])
+
+
+@cache
+def width_of(letter: str) -> float:
+    """Units from a letter's left edge to its right."""
+    return SPACE if letter == " " else float(segments(letter)[..., 0].max())
 
 
 def distance_to(strokes: NDArray, x: NDArray, y: NDArray) -> NDArray:

@@ -18,7 +18,7 @@ def show_mask(frames: Frames, mask: Tensor) -> Frames:
     frames = enlarge(frames, MIN_HEIGHT)
     inside = over_pixels(mask.cpu().numpy(), frames)
     tinted = shade(frames, inside, ACCENT, 0.3)
-    return shade(tinted, outline(inside, frames.shape[1] // 160), ACCENT, 1.0)
+    return shade(tinted, outline(inside, frames.shape[1] // 120), ACCENT, 1.0)
 
 
 def show_matches(
@@ -26,10 +26,11 @@ def show_matches(
 ) -> tuple[Frames, Frames]:
     """Both videos, enlarged if small, their foreground painted so that matched places have the same colour.
 
-    A colour stands for a place in the identity's foreground: the hue runs from its top to its bottom, dark on
-    its left and light on its right. Every foreground token of the other video wears the colour of its partner, or
-    grey if that lies in the identity's background. A good map repeats the pattern wherever the character went; a bad
-    one is confetti. Masks are (T, h, w) bool, `partner` (T h w,) indexes the identity's tokens.
+    A colour stands for a place in the identity's foreground: the hue runs from its top to its bottom, dark
+    on its left and light on its right. Every foreground token of the other video wears the colour of its
+    partner, or grey if that lies in the identity's background. A good map repeats the pattern wherever the
+    character went; a bad one is confetti. Masks are (T, h, w) bool, `partner` (T h w,) indexes the
+    identity's tokens.
     """
     source, target = identity_mask.cpu().numpy(), mask.cpu().numpy()
     colours = np.where(source[..., None], place_colours(source), UNMATCHED)  # T h w 3

@@ -22,46 +22,36 @@ class Line(NamedTuple):
 
 
 def sheet(rows: Sequence[Line], columns: Sequence[str] = (), height: int = 192) -> Frames:
-    """A page of rows of cells `height` high: a picture (H, W, 3), or frames (F, H, W, 3) if its cells are videos.
+    """A page of rows, one picture (H, W, 3), or frames (F, H, W, 3) where the cells are videos.
 
-    The first line of a row's label is set in ink, further lines fainter; `columns` are headings. All cells
-    have one shape. As frames, written to an .mp4 or a moving .png, it compares videos playing in step.
+    Cells are made `height` high and must have one shape. The first line of a row's label is set in ink, the
+    others fainter; `columns` are headings. Written to an .mp4 or a moving .png, videos play in step.
     """
     shapes = {cell.shape for row in rows for cell in row.cells}
     if len(shapes) != 1:
         raise ValueError(f"A sheet needs cells of one shape, but it was given {sorted(shapes) or 'none'}.")
-    type_size = max(height / 9, 14.0)
     cells = [[fit_height(cell, height) for cell in row.cells] for row in rows]
-    width = cells[0][0].shape[-2]
+    width = next(cell.shape[-2] for row in cells for cell in row)
 
+    size = max(height / 9, 14.0)  # of a line of text
     labels = [row.label.split("\n") for row in rows]
-    indent = max(text_width(text, type_size) for label in labels for text in label)
-    left = MARGIN + (indent + 2 * GAP if indent else 0)
-    top = MARGIN + (round(type_size) + GAP if columns else 0)
-    across = max(len(row) for row in cells)
-    page = np.full(
-        (
-            top + len(rows) * (height + GAP) - GAP + MARGIN,
-            left + across * (width + GAP) - GAP + MARGIN,
-            3,
-        ),
-        PAPER,
-        np.uint8,
-    )
-    for n, heading in enumerate(columns):
-        text = shorten(heading, type_size, width)
-        draw_text(page, text, left + n * (width + GAP), MARGIN, type_size, FAINT)
-    for n, label in enumerate(labels):
-        middle = top + n * (height + GAP) + height / 2
-        for k, text in enumerate(label):
-            y = round(middle + (k - len(label) / 2) * type_size * 1.15)
-            draw_text(page, text, MARGIN, y, type_size, INK if k == 0 else FAINT)
+    indent = max(text_width(text, size) for label in labels for text in label)
+    left = MARGIN + (indent + 2 * GAP if any(row.label for row in rows) else 0)
+    top = MARGIN + (round(size) + GAP if columns else 0)
+    xs = [left + n * (width + GAP) for n in range(max(len(row) for row in cells))]
+    ys = [top + n * (height + GAP) for n in range(len(cells))]
 
-    (*lead, _, _, _) = cells[0][0].shape
-    page = np.broadcast_to(page, (*lead, *page.shape)).copy()
-    for n, row in enumerate(cells):
-        for k, cell in enumerate(row):
-            y, x = top + n * (height + GAP), left + k * (width + GAP)
+    page = np.full((ys[-1] + height + MARGIN, xs[-1] + width + MARGIN, 3), PAPER, np.uint8)
+    for x, heading in zip(xs, columns, strict=False):
+        draw_text(page, shorten(heading, size, width), x, MARGIN, size, FAINT)
+    for y, label in zip(ys, labels, strict=True):
+        for n, text in enumerate(label):
+            above = (n - len(label) / 2) * size * 1.15
+            draw_text(page, text, MARGIN, round(y + height / 2 + above), size, FAINT if n else INK)
+
+    page = np.broadcast_to(page, (*shapes.pop()[:-3], *page.shape)).copy()
+    for y, row in zip(ys, cells, strict=True):
+        for x, cell in zip(xs, row, strict=False):
             page[..., y : y + height, x : x + width, :] = cell
     return page
 

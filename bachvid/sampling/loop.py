@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -29,12 +29,13 @@ class Row:
     past: Any = None  # what the solver remembers of its earlier steps
 
 
-Predict = Callable[[Sequence[Row], int], Sequence[Tensor]]
+AnyRow = TypeVar("AnyRow", bound=Row)
+Predict = Callable[[Sequence[AnyRow], int], Sequence[Tensor]]
 
 
 @torch.no_grad()
 def denoise(
-    predict: Predict, rows: Sequence[Row], sampler: Sampler, steps: Iterable[int] | None = None
+    predict: Predict[AnyRow], rows: Sequence[AnyRow], sampler: Sampler, steps: Iterable[int] | None = None
 ) -> Iterator[int]:
     """The indices of `steps` (default: the whole schedule), each after every row has taken that step.
 

@@ -24,7 +24,7 @@ def sky_things(clip: Clip) -> list[list[Paint]]:
     """The paints of each sky slot: none, a cloud, or the sun."""
     cloud = CLOUDS[clip.sky]
     pale = mix(cloud, _WHITE, 0.35)
-    states = (
+    states: tuple[list[Paint], ...] = (
         [],
         [
             Paint(box(0.0, -0.02, 0.11, 0.022, 0.022), cloud),
@@ -38,10 +38,9 @@ def sky_things(clip: Clip) -> list[list[Paint]]:
 
 def horizon_things(clip: Clip) -> list[list[Paint]]:
     """The paints of each horizon slot at its own size: none, the place's first or second thing, or the landmark."""
-    things = [([], *_THINGS[clip.place])[state] for state in clip.layout]
-    things[clip.landmark_slot] = _LANDMARKS[clip.landmark]
-    slots = zip(things, clip.sizes, strict=True)
-    return [_tinted([Paint(shape.scaled(size), c) for shape, c in paints], clip) for paints, size in slots]
+    things: tuple[list[Paint], ...] = ([], *_THINGS[clip.place], _LANDMARKS[clip.landmark])
+    slots = zip(clip.layout, clip.sizes, strict=True)
+    return [_tinted([Paint(s.scaled(size), c) for s, c in things[state]], clip) for state, size in slots]
 
 
 def front_things(clip: Clip) -> list[list[Paint]]:

@@ -7,7 +7,7 @@ list of tensor operations with different numbers in it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,13 +25,10 @@ class Shape(NamedTuple):
     round: float
     lean: float = 0.0
 
-    def moved(self, x: float, y: float) -> Shape:
-        """The shape moved by (x, y)."""
-        return self._replace(x=self.x + x, y=self.y + y)
-
     def scaled(self, factor: float) -> Shape:
         """The shape scaled about the origin."""
-        return Shape(*(number * factor for number in self[:6]), self.lean)
+        x, y, half_height, bottom, top, rounding = (number * factor for number in self[:6])
+        return Shape(x, y, half_height, bottom, top, rounding, self.lean)
 
 
 class Paint(NamedTuple):
@@ -75,8 +72,20 @@ def extent(shapes: Iterable[Shape]) -> tuple[float, float, float, float]:
     return min(left), max(right), min(low), max(high)
 
 
-def numbers_of(layers: Sequence[Sequence[Paint]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The shapes' numbers (layers, N, 7) and colours (layers, N, 3) of equally long layers."""
+class Coloured(Protocol):
+    """Anything with a shape and the numbers it is painted with."""
+
+    @property
+    def shape(self) -> Shape:
+        """Where it is."""
+
+    @property
+    def colour(self) -> tuple[float, ...]:
+        """What it looks like: red, green and blue, or any other channels."""
+
+
+def numbers_of(layers: Sequence[Sequence[Coloured]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The shapes' numbers (layers, N, 7) and colours (layers, N, C) of equally long layers."""
     flat = [[(*paint.shape, *paint.colour) for paint in layer] for layer in layers]
     packed = torch.tensor(flat, dtype=torch.float32, device=device)
     return packed[..., :7], packed[..., 7:]

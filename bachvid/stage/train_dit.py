@@ -1,4 +1,4 @@
-"""Training of the stage world's denoiser: v-prediction on encoded clips and single frames, captions beside them.
+"""Training of the stage world's denoiser: v-prediction on encoded clips and single frames with captions.
 
 Pictures teach text, layout and shapes at a fraction of a clip's cost, so they come first and stay to the end.
 """
@@ -25,27 +25,35 @@ from bachvid.sampling.schedule import cogvideox_alphas
 from bachvid.stage.captions import caption
 from bachvid.stage.render import clip_phases, render
 from bachvid.stage.train_text import encode_batch
-from bachvid.stage.training import Muon, Pace, Team
+from bachvid.stage.training import PACE, Muon, Pace, Team
 from bachvid.stage.watch import attention_finds_puppet
 from bachvid.stage.world import Clip, sample_clip
 
 
 @dataclass(frozen=True)
+class Diet:
+    """One kind of material, as one process gets it."""
+
+    frames: int  # of an entry: 1 for images
+    batch: int
+    first: int  # entries encoded before the first batch
+    fresh: int  # entries encoded before every later one; none is ever dropped
+
+
+@dataclass(frozen=True)
 class DiTRecipe:
-    """What the denoiser is and how it learns; batches are those of one process."""
+    """What the denoiser is and how it learns."""
 
     config: CogVideoXConfig
     height: int  # pixels
     width: int
-    images: int  # in a batch of single frames
-    clips: int  # in a batch of clips
-    first_pool: int  # clips, and frames, encoded before the first step
-    fresh: int  # encoded in every step of their kind; the pools only grow
+    images: Diet
+    clips: Diet
     rate: float = 2e-3
-    images_only: float = 0.2  # share of the budget before the first clip
+    images_only: float = 0.2  # share of the budget before the first batch of clips
     image_share: float = 0.4  # of the batches after that
     caption_dropout: float = 0.1
-    pace: Pace = Pace()
+    pace: Pace = PACE
 
     def latent_shape(self, frames: int) -> tuple[int, int, int, int]:
         """(T, C, h, w) of encoded `frames`."""
@@ -70,18 +78,19 @@ class Frozen:
 class Pool:
     """Encoded clips on disk, float16: entry i is made once, from seed i, and may be drawn many times."""
 
-    def __init__(self, file: Path, recipe: DiTRecipe, frames: int, frozen: Frozen, seed: str) -> None:
-        self.recipe, self.frames, self.vae, self.seed = recipe, frames, frozen.vae, seed
-        shape = (1_000_000, *recipe.latent_shape(frames))  # a sparse file: only what is written takes room
+    def __init__(self, file: Path, recipe: DiTRecipe, diet: Diet, frozen: Frozen, seed: str) -> None:
+        self.recipe, self.frames, self.vae, self.seed = recipe, diet.frames, frozen.vae, seed
+        shape = (1_000_000, *recipe.latent_shape(diet.frames))  # sparse: only what is written takes room
         self._stored = np.memmap(file, np.float16, "r+" if file.exists() else "w+", shape=shape)
         self._ready = 0
 
     def grow(self, size: int, batch: int = 8) -> None:
-        """Make what entries are missing of the first `size`; those that an earlier run has written are kept."""
+        """Make what is missing of the first `size` entries; what an earlier run has written is kept."""
+        while self._ready < size and self._stored[self._ready].any():  # not a hole in the file
+            self._ready += 1
         while self._ready < size:
             stop = min(self._ready + batch, size)
-            if not self._stored[stop - 1].any():  # still a hole in the file
-                self._stored[self._ready : stop] = self._encode(range(self._ready, stop)).cpu().half().numpy()
+            self._stored[self._ready : stop] = self._encode(range(self._ready, stop)).cpu().half().numpy()
             self._ready = stop
 
     def clip(self, entry: int) -> Clip:
@@ -96,7 +105,9 @@ class Pool:
     def _encode(self, entries: Sequence[int]) -> Tensor:
         phases = clip_phases(len(entries), self.frames)
         if self.frames == 1:  # a random moment of the clip
-            phases = torch.tensor([[random.Random(f"{self.seed} {entry} moment").random()] for entry in entries])
+            phases = torch.tensor(
+                [[random.Random(f"{self.seed} {entry} moment").random()] for entry in entries]
+            )
         device = next(self.vae.parameters()).device
         clips = [self.clip(entry) for entry in entries]
         video = render(clips, phases, self.recipe.height, self.recipe.width, device=device).video
@@ -119,10 +130,11 @@ class DiTTask:
         self.alphas = cogvideox_alphas().to(device)
         self.optimizers = split_optimizers(self.model, recipe.rate)
         pools.mkdir(parents=True, exist_ok=True)
-        lengths = {"images": 1, "clips": recipe.config.sample_frames}
+        self.diets = {"images": recipe.images, "clips": recipe.clips}
+        self.counts = dict.fromkeys(self.diets, 0)  # batches drawn so far
         self.pools = {
-            kind: Pool(pools / f"{kind}-{team.rank}.f16", recipe, frames, frozen, f"{seed} {kind} {team.rank}")
-            for kind, frames in lengths.items()
+            kind: Pool(pools / f"{kind}-{team.rank}.f16", recipe, diet, frozen, f"{seed} {kind} {team.rank}")
+            for kind, diet in self.diets.items()
         }
         self.empty = frozen.text([""], recipe.config.text_length)  # 1 L C
 
@@ -130,21 +142,25 @@ class DiTTask:
         seed = self.team.seed(self.seed, step)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         kind = self._kind(step, progress)
-        latents, text = self._batch(kind, step, rng)  # B T C h w, B L C
+        latents, text = self._batch(kind, rng)  # B T C h w, B L C
         share = (torch.rand(1, generator=generator) + torch.arange(len(latents)) / len(latents)) % 1
         t = (share * len(self.alphas)).long().to(self.device)  # B, spread evenly
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         noisy, velocity = add_noise(latents, noise, self.alphas[t])
         loss = F.mse_loss(self.model(noisy, t, text), velocity)
-        return loss, {kind: loss.item(), "pool": float(self.pool_size(kind, step))}
+        return loss, {kind: loss.item()}
 
     def inspect(self, model: nn.Module) -> dict[str, Any]:
-        """Loss on held-out clips in four ranges of noise, and how well attention to the words finds the puppet."""
+        """Loss on held-out clips in four ranges of noise, and how attention to words finds the puppet."""
         assert isinstance(model, CogVideoX)
         rng, generator = random.Random(0), torch.Generator().manual_seed(0)
         clips = [sample_clip(rng, held_out=True) for _ in range(8)]
         pictures = render(
-            clips, clip_phases(8, self.recipe.config.sample_frames), self.recipe.height, self.recipe.width, self.device
+            clips,
+            clip_phases(8, self.recipe.config.sample_frames),
+            self.recipe.height,
+            self.recipe.width,
+            self.device,
         )
         latents = self.frozen.vae.to_latents(pictures.video)  # B T C h w
         captions = [caption(clip) for clip in clips]
@@ -162,18 +178,18 @@ class DiTTask:
         )
         return {**found, **watched}
 
-    def pool_size(self, kind: str, step: int) -> int:
-        """How many entries step `step` may draw from."""
-        return self.recipe.first_pool + step * self.recipe.fresh
-
     def _kind(self, step: int, progress: float) -> str:
-        lot = random.Random(f"{self.seed} {step} kind").random()  # the same in every process: they wait for each other
+        lot = random.Random(
+            f"{self.seed} {step} kind"
+        ).random()  # the same in every process: they wait for each other
         return "images" if progress < self.recipe.images_only or lot < self.recipe.image_share else "clips"
 
-    def _batch(self, kind: str, step: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-        pool, size = self.pools[kind], self.pool_size(kind, step)
+    def _batch(self, kind: str, rng: random.Random) -> tuple[Tensor, Tensor]:
+        pool, diet = self.pools[kind], self.diets[kind]
+        size = diet.first + self.counts[kind] * diet.fresh
+        self.counts[kind] += 1
         pool.grow(size)
-        entries = [rng.randrange(size) for _ in range(getattr(self.recipe, kind))]
+        entries = [rng.randrange(size) for _ in range(diet.batch)]
         captions = [caption(pool.clip(entry), rng) for entry in entries]
         prompts = [each.prompt(character_first=rng.random() < 0.5) for each in captions]
         with torch.no_grad():
@@ -184,7 +200,7 @@ class DiTTask:
 
 
 def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the velocity to predict, shaped as latents (B, ...), at signal shares `alphas` (B,)."""
+    """Noisy latents and the velocity to predict, both (B, ...) like latents, at signal shares (B,)."""
     alphas = alphas.view(-1, *[1] * (latents.ndim - 1))
     signal, spread = alphas.sqrt().to(latents.dtype), (1 - alphas).sqrt().to(latents.dtype)
     return signal * latents + spread * noise, signal * noise - spread * latents
@@ -200,7 +216,8 @@ def begin_closed(model: CogVideoX) -> None:
 
 def split_optimizers(model: CogVideoX, rate: float) -> Sequence[Optimizer]:
     """Muon for the blocks' attention and feed-forward matrices, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inner = name.startswith("blocks.") and parameter.ndim == 2 and "modulation" not in name
         (matrices if inner else others).append(parameter)

@@ -1,4 +1,4 @@
-"""Training of the stage world's video autoencoder: pictures in, the same pictures out, through few numbers."""
+"""Training of the stage world's video autoencoder: pictures through few numbers into the same pictures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from bachvid.models.cogvideox_vae import CogVideoXVAE, CogVideoXVAEConfig
+from bachvid.models.cogvideox_vae_layers import Resnet
 from bachvid.stage.render import clip_phases, render
-from bachvid.stage.training import Muon, Pace, Team
+from bachvid.stage.training import PACE, Muon, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
 
 
@@ -26,15 +27,15 @@ class VAERecipe:
     height: int
     width: int
     frames: int
-    crop: int  # side of the squares that most of the training sees
-    clips: int  # in a batch; the numbers of pixels in all kinds of batches are about equal
+    images: int  # in a batch of single frames
+    clips: int  # in a batch of clips
     rate: float = 2e-3
-    whole_from: float = 0.75  # share of the budget after which whole frames are shown: norm statistics depend on the crop
-    image_share: float = 0.15  # of the batches: single frames, which a denoiser trains on too
+    images_only: float = 0.2  # share of the budget before the first clip
+    image_share: float = 0.1  # of the batches after that
     mse: float = 2.0  # weights beside the mean absolute error
     edges: float = 0.5
     kl: float = 1e-4
-    pace: Pace = Pace()
+    pace: Pace = PACE
 
 
 class VAETask:
@@ -46,7 +47,9 @@ class VAETask:
         torch.manual_seed(seed)
         self.recipe, self.seed, self.team, self.device = recipe, seed, team, device
         self.model = CogVideoXVAE(recipe.config).to(device)
+        begin_plain(self.model)
         self.pace = recipe.pace
+        self.counts: dict[str, int] = {}
         kernels = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim == 1]
         self.optimizers: Sequence[Optimizer] = (
@@ -64,7 +67,7 @@ class VAETask:
         absolute, squared, edges = (out - video).abs().mean(), F.mse_loss(out, video), edge_loss(out, video)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = absolute + self.recipe.mse * squared + self.recipe.edges * edges + self.recipe.kl * kl
-        facts = {"psnr": psnr(squared), "kl": kl.item(), "frames": video.shape[2], "width": video.shape[4]}
+        facts = {"psnr": psnr(squared), "kl": kl.item(), "frames": video.shape[2]}
         return loss, facts
 
     def inspect(self, model: nn.Module, clips: int = 16) -> dict[str, Any]:
@@ -85,20 +88,31 @@ class VAETask:
         return {**found, "latent_std": round(torch.cat(means).std().item(), 4)}
 
     def _batch(self, rng: random.Random, progress: float) -> Tensor:
+        """Whole frames always: norms take their statistics from all they see, and a crop's are others."""
         recipe = self.recipe
-        frames = 1 if rng.random() < recipe.image_share else recipe.frames
-        size = (recipe.height, recipe.width) if progress > recipe.whole_from else (recipe.crop, recipe.crop)
-        pixels = recipe.clips * recipe.frames * recipe.crop**2
-        count = max(2, round(pixels / (frames * size[0] * size[1])))
-        video = stage_video([sample_clip(rng) for _ in range(count)], recipe, frames, self.device, rng)
-        top, left = rng.randint(0, recipe.height - size[0]), rng.randint(0, recipe.width - size[1])
-        return video[..., top : top + size[0], left : left + size[1]].contiguous()
+        if progress < recipe.images_only or rng.random() < recipe.image_share:
+            frames, count = 1, recipe.images
+        else:
+            frames, count = recipe.frames, recipe.clips
+        return stage_video([sample_clip(rng) for _ in range(count)], recipe, frames, self.device, rng)
+
+
+@torch.no_grad()
+def begin_plain(model: CogVideoXVAE) -> None:
+    """Shut every resnet's second convolution, so that colours pass straight through; quieten the latents."""
+    for module in model.modules():
+        if isinstance(module, Resnet):
+            for parameter in module.conv2.parameters():
+                parameter.zero_()
+    weight, bias = model.encoder.conv_out.parameters()
+    weight[model.config.latent_channels :] = 0  # the log-variances
+    bias[model.config.latent_channels :] = -4
 
 
 def stage_video(
     clips: list[Clip], recipe: VAERecipe, frames: int, device: torch.device, rng: random.Random | None = None
 ) -> Tensor:
-    """The clips' pictures (B, 3, F, H, W); a single frame is a random moment of its clip where `rng` is given."""
+    """The clips' pictures (B, 3, F, H, W); with an `rng`, a single frame is a random moment of its clip."""
     phases = clip_phases(len(clips), frames)
     if frames == 1 and rng is not None:
         phases = torch.tensor([[rng.random()] for _ in clips])

@@ -1,7 +1,8 @@
 """What the three trainings share: one resumable loop, its budget, its processes, its log and its checkpoints.
 
-A part (VAE, text encoder, DiT) is a `Task`: a model, its optimizers, and a loss for step number n. Everything random in
-step n is drawn from a generator seeded by n, so a run that was killed and goes on ends with the weights it would have had.
+A part (VAE, text encoder, DiT) is a `Task`: a model, its optimizers, and a loss for step number n. Everything
+random in step n is drawn from a generator seeded by n, so a run that was killed and goes on ends with the
+weights it would have had.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LOG_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a part trains: in minutes of its own time, or in steps (then two runs are equal to the last bit)."""
+    """How long a part trains: minutes of its own time, or steps (then two runs are equal to the last bit)."""
 
     minutes: float | None = None
     steps: int | None = None
@@ -53,18 +54,33 @@ class Pace:
         return min((step + 1) / self.warmup, (1 - progress) / self.decay, 1.0)
 
     def average(self, step: int, progress: float) -> float:
-        """How much of the averaged weights stays; less in the first steps, whose weights are soon worth nothing."""
+        """How much of the averaged weights stays; less in the first steps, soon worthless."""
         falling = max(0.0, 1 - (1 - progress) / self.decay)
         return min(self.ema + (self.last_ema - self.ema) * falling, (1 + step) / (10 + step))
+
+
+PACE = Pace()
 
 
 class Task(Protocol):
     """One part's training, as the loop sees it."""
 
-    name: str
-    model: nn.Module
-    optimizers: Sequence[Optimizer]
-    pace: Pace
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizers(self) -> Sequence[Optimizer]: ...
+
+    @property
+    def pace(self) -> Pace: ...
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What else a checkpoint must hold for the next steps to be the same."""
+        ...
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch of this process, and numbers for the log."""
@@ -112,6 +128,13 @@ class Work:
             return None
         return torch.load(path, map_location="cpu", weights_only=True)
 
+    def need(self, name: str) -> dict[str, Any]:
+        """The latest checkpoint; ValueError before the first."""
+        saved = self.load(name)
+        if saved is None:
+            raise ValueError(f"{self.folder} has no trained {name} yet: run with --part {name} first")
+        return saved
+
 
 @dataclass(frozen=True)
 class Team:
@@ -152,9 +175,10 @@ class Team:
 def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module, State]:
     """The averaged model after the whole budget, trained on from the latest checkpoint in `work`."""
     averaged = deepcopy(task.model).eval().requires_grad_(False)
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in task.optimizers]
     state = resume(task, averaged, work)
     if team.leads:
-        work.log(part=task.name, event="start", step=state.step, spent=round(state.seconds))
+        work.log(training=task.name, event="start", step=state.step, spent=round(state.seconds))
     saved = logged = time.monotonic()
     inspected = saved
     while True:
@@ -162,6 +186,9 @@ def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module
         progress = budget.progress(state.step, team.agree(state.seconds))
         if progress >= 1:
             break
+        for optimizer, full in zip(task.optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, full, strict=True):
+                group["lr"] = rate * task.pace.rate(state.step, progress)
         loss, facts = one_step(task, averaged, state.step, progress, team)
         state.step += 1
         state.seconds += time.monotonic() - began
@@ -171,8 +198,9 @@ def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module
         if now - logged > LOG_SECONDS:
             logged = now
             state.curve.append([state.step, round(state.seconds, 1), round(loss, 5)])
+            facts = {"progress": progress, "loss": loss, **facts}
             rounded = {key: float(f"{value:.4g}") for key, value in facts.items()}
-            work.log(part=task.name, step=state.step, progress=round(progress, 4), loss=round(loss, 5), **rounded)
+            work.log(training=task.name, step=state.step, **rounded)
         if now - inspected > INSPECT_SECONDS:
             inspected = now
             inspect(task, averaged, state, work)
@@ -189,10 +217,6 @@ def one_step(
     task: Task, averaged: nn.Module, step: int, progress: float, team: Team
 ) -> tuple[float, dict[str, float]]:
     """Train on one batch; returns this process's loss and the task's numbers for the log."""
-    rate = task.pace.rate(step, progress)
-    for optimizer in task.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.setdefault("full_lr", group["lr"])
     loss, facts = task.loss(step, progress)
     loss.backward()
     gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
@@ -213,7 +237,7 @@ def inspect(task: Task, averaged: nn.Module, state: State, work: Work) -> None:
         found = task.inspect(averaged)
     entry = {"step": state.step, "seconds": round(state.seconds), **found}
     state.inspections.append(entry)
-    work.log(part=task.name, event="inspect", **entry)
+    work.log(training=task.name, event="inspect", **entry)
 
 
 def snapshot(task: Task, averaged: nn.Module, state: State) -> dict[str, Any]:
@@ -221,12 +245,13 @@ def snapshot(task: Task, averaged: nn.Module, state: State) -> dict[str, Any]:
         "model": task.model.state_dict(),
         "averaged": averaged.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in task.optimizers],
+        "counts": task.counts,
         "state": vars(state),
     }
 
 
 def resume(task: Task, averaged: nn.Module, work: Work) -> State:
-    """The state of the latest checkpoint, with its weights and optimizers loaded; a fresh one if there is none."""
+    """The state of the latest checkpoint, its weights and optimizers loaded; a fresh one if there is none."""
     saved = work.load(task.name)
     if saved is None:
         return State()
@@ -234,14 +259,16 @@ def resume(task: Task, averaged: nn.Module, work: Work) -> State:
     averaged.load_state_dict(saved["averaged"])
     for optimizer, values in zip(task.optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(values)
+    task.counts.update(saved["counts"])
     return State(**saved["state"])
 
 
 class Muon(Optimizer):
     """Momentum whose step is made orthogonal: every direction of a weight matrix moves by the same amount.
 
-    Takes linear and convolution weights (a kernel counts as inputs). As torch.optim.Muon with `match_rms_adamw`, so an
-    AdamW learning rate fits; but in float32 and one batch per shape, which on a CPU is several times as fast.
+    Takes linear and convolution weights (a kernel counts as inputs). Like torch.optim.Muon with
+    `match_rms_adamw`, so an AdamW learning rate fits; but in float32 and with one batch for all matrices of a
+    shape, which is several times as fast on a CPU.
     """
 
     def __init__(
@@ -261,6 +288,7 @@ class Muon(Optimizer):
     def _step_together(self, params: list[nn.Parameter], group: Mapping[str, Any]) -> None:
         moves = []
         for p in params:
+            assert p.grad is not None
             momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
             momentum.lerp_(p.grad, 1 - group["momentum"])
             moves.append(torch.lerp(p.grad, momentum, group["momentum"]).flatten(1))  # Nesterov's look ahead
@@ -272,7 +300,7 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (B, rows, columns) with all singular values brought near 1, by Jordan's quintic Newton-Schulz iteration."""
+    """Matrices (B, rows, columns) with singular values brought near 1, by Jordan's Newton-Schulz quintic."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

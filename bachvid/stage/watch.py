@@ -25,9 +25,10 @@ def attention_finds_puppet(
     tokenizer: Tokenizer,
     masks: Tensor,
 ) -> dict[str, float]:
-    """AUC and IoU of the summed attention scores of all layers (Eq. 3-4) against the puppet's masks (B, F, H, W).
+    """AUC and IoU of scores summed over all layers (Eq. 3-4) against the puppet's masks (B, F, H, W).
 
-    A token is puppet where at least half of its pixels are. The AUC should pass 0.95 within minutes; the loss does not tell.
+    A token is puppet where at least half of its pixels are. The AUC should pass 0.95 within minutes, and the
+    loss does not tell.
     """
     grid = model.grid(noisy)
     truth = token_masks(masks, grid)  # B N
@@ -53,7 +54,7 @@ def caption_spans(parts: Caption, tokenizer: Tokenizer) -> Spans:
 
 
 def token_masks(masks: Tensor, grid: Grid) -> Tensor:
-    """Pixel masks (B, F, H, W) as token masks (B, N), bool: the first frame is a token deep, later ones share theirs."""
+    """Pixel masks (B, F, H, W) as token masks (B, N), bool; the first frame has tokens of its own."""
     later = masks.shape[1] - 1
     parts = [masks[:, :1]]
     if grid.frames > 1:

@@ -33,7 +33,8 @@ BELLIES = ("plain", "patch", "braces")
 BADGE_CELLS, BADGE_COLOURS = 4, 3
 
 ASPECT = 1.5  # width over height of every stage
-HORIZON_SLOTS, SLOT_STATES = 6, 3  # a slot of the horizon: empty, the place's first thing, its second thing
+HORIZON_SLOTS = 6  # each empty (0), with the place's first (1) or second thing (2), or the landmark, just once (3)
+LANDMARK = 3
 SKY_SLOTS = 3  # each empty, a cloud, or the sun (one sun at most)
 FRONT_SLOTS = 4  # each bare or with a small thing of the place
 HELD_OUT_SHARE = 10  # one combination in ten
@@ -57,7 +58,7 @@ class Clip:
 
     Lengths are in heights of the picture. `where` is where a located verb happens, where an unstated one happens to
     happen (spins, bows), and for `walks` the side walked to; `heading` (-1 left, +1 right) is the side a walk, a leap
-    or a bow turns to. `layout` is 0 at `landmark_slot`.
+    or a bow turns to.
     """
 
     place: str
@@ -71,7 +72,6 @@ class Clip:
     where: str
     # hidden, the stage's
     layout: tuple[int, ...]
-    landmark_slot: int
     sky_slots: tuple[int, ...]
     front: tuple[int, ...]
     sizes: tuple[float, ...]
@@ -91,13 +91,18 @@ class Clip:
     scale: float
 
     @property
+    def landmark_slot(self) -> int:
+        """The horizon slot with the landmark."""
+        return self.layout.index(LANDMARK)
+
+    @property
     def combination(self) -> Combination:
         """The stated background and character."""
         return Combination(*(getattr(self, name) for name in Combination._fields))
 
 
 STATED = Combination._fields
-HIDDEN_STAGE = ("layout", "landmark_slot", "sky_slots", "front", "sizes", "horizon", "stage_tint")
+HIDDEN_STAGE = ("layout", "sky_slots", "front", "sizes", "horizon", "stage_tint")
 HIDDEN_PUPPET = ("build", "legs", "eyes", "trousers", "belly", "badge", "puppet_tint")
 
 
@@ -149,8 +154,8 @@ def _sample_action(rng: random.Random) -> tuple[str, str]:
 def _dress(rng: random.Random, combination: Combination, verb: str, where: str) -> Clip:
     """The clip of a combination and an action, everything hidden drawn at random."""
     landmark_slot = rng.randrange(HORIZON_SLOTS)
-    layout = [rng.randrange(SLOT_STATES) for _ in range(HORIZON_SLOTS)]
-    layout[landmark_slot] = 0
+    layout = [rng.randrange(LANDMARK) for _ in range(HORIZON_SLOTS)]
+    layout[landmark_slot] = LANDMARK
     sky_slots = [rng.randrange(2) for _ in range(SKY_SLOTS)]
     if rng.random() < 0.75:
         sky_slots[rng.randrange(SKY_SLOTS)] = 2
@@ -160,7 +165,6 @@ def _dress(rng: random.Random, combination: Combination, verb: str, where: str) 
         verb=verb,
         where=where,
         layout=tuple(layout),
-        landmark_slot=landmark_slot,
         sky_slots=tuple(sky_slots),
         front=tuple(rng.randrange(2) for _ in range(FRONT_SLOTS)),
         sizes=tuple(rng.uniform(0.84, 1.0) for _ in range(HORIZON_SLOTS)),

@@ -1,0 +1,61 @@
+"""What a run says while it works: a live line on a terminal, a plain line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class Console:
+    """Times the stages of a run and shows how far each has come."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.live = sys.stderr.isatty()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times what happens inside; a stage entered again goes on counting."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def follow(self, steps: Iterable[T], total: int, what: str) -> Iterator[T]:
+        """The steps, shown as they pass."""
+        bar = tqdm(
+            steps,
+            desc=what,
+            total=total,
+            unit="step",
+            leave=False,
+            mininterval=0.1 if self.live else 10,
+            ascii=not self.live,
+            dynamic_ncols=self.live,
+            file=sys.stderr,
+        )
+        yield from bar
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        tqdm.write(text, file=sys.stdout)
+
+    def summary(self) -> str:
+        """Seconds by stage and the peak memory of this process, in one line."""
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+        return f"{stages}; peak memory {peak_memory() / 1e9:.2f} GB"
+
+
+def peak_memory() -> int:
+    """Bytes this process has held at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,119 @@
+"""The figures of the stage and their bars, with intervals over groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Measured = Mapping[str, float]  # of one group, such as {"ours_shared.psnr_bg": 28.3, "mask.iou": 0.74}
+Means = Mapping[str, Any]  # of many groups, by the same names: numbers, or an array with one for every resample
+
+RESAMPLES = 1000
+LEAST_OFF_PALETTE = 1e-3  # a vanilla video cleaner than one pixel in a thousand counts as that
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table: a number made of means over groups, and what it should reach."""
+
+    name: str
+    of: Callable[[Means], Any]
+    better: Literal["higher", "lower"]
+    bar: float
+
+    def reached_by(self, found: Interval) -> bool:
+        """Whether even the worse end of the interval clears the bar."""
+        return self.missing(found) <= 0
+
+    def missing(self, found: Interval) -> float:
+        """What the worse end of the interval lacks; 0 or less if it reaches the bar."""
+        return self.bar - found.low if self.better == "higher" else found.high - self.bar
+
+
+def gain(run: str, over: str, what: str) -> Callable[[Means], Any]:
+    """How much more of `what` one run has than another."""
+    return lambda m: m[f"{run}.{what}"] - m[f"{over}.{what}"]
+
+
+def share_of_way(run: str, start: str, what: str) -> Callable[[Means], Any]:
+    """How far a run gets from where another stands to 1, the agreement of perfect consistency."""
+    return lambda m: (m[f"{run}.{what}"] - m[f"{start}.{what}"]) / (1 - m[f"{start}.{what}"])
+
+
+# tiny-cogvideox. `vanilla_shared` is what `ours_shared` is held against: the same prompts and the same noise.
+FIGURES = (
+    Figure("action_vanilla", lambda m: m["vanilla.action"], "higher", 0.95),
+    Figure("stated_vanilla", lambda m: m["vanilla.stated"], "higher", 0.90),
+    Figure("mask_iou", lambda m: m["mask.iou"], "higher", 0.70),
+    Figure("match_pck1", lambda m: m["match.pck1"], "higher", 0.90),
+    Figure("match_mse_ratio", lambda m: m["match.mse"] / m["match.mse_same_place"], "lower", 1 / 5),
+    Figure("psnr_bg_shared", lambda m: m["ours_shared.psnr_bg"], "higher", 28.0),
+    Figure("psnr_bg_gain_shared", gain("ours_shared", "vanilla_shared", "psnr_bg"), "higher", 5.0),
+    Figure("psnr_bg_gain_own", gain("ours_own", "vanilla_own", "psnr_bg"), "higher", 5.0),
+    Figure("psnr_fg_gain_shared", gain("ours_shared", "vanilla_shared", "psnr_fg"), "higher", 3.5),
+    Figure("psnr_fg_gain_own", gain("ours_own", "vanilla_own", "psnr_fg"), "higher", 3.5),
+    Figure("hidden_share", share_of_way("ours_shared", "vanilla_shared", "hidden"), "higher", 0.6),
+    Figure("cells_share", share_of_way("ours_shared", "vanilla_shared", "cells"), "higher", 0.75),
+    Figure("action_drop", lambda m: -100 * gain("ours_shared", "vanilla_shared", "action")(m), "lower", 2.0),
+    Figure("lost", lambda m: m["ours_shared.lost"] + m["ours_own.lost"], "lower", 0.0),
+    Figure("fg_gain_over_bg_only", gain("ours_shared", "only_background", "psnr_fg"), "higher", 2.5),
+    Figure("fg_gain_over_random_match", gain("ours_shared", "random_match", "psnr_fg"), "higher", 3.0),
+    Figure(
+        "offpalette_ratio",
+        lambda m: _ratio(m["ours_shared.off_palette"], m["vanilla_shared.off_palette"]) - 1,
+        "lower",
+        0.10,
+    ),
+    Figure("seconds_per_video", lambda m: m["vanilla.seconds"], "lower", 8.0),
+)
+
+
+def figures_of(groups: Sequence[Measured], seed: int) -> dict[str, Interval]:
+    """Every figure over these groups, by name."""
+    means, resampled = bootstrap(groups, seed)
+    return {figure.name: _interval(figure.of(means), figure.of(resampled)) for figure in FIGURES}
+
+
+def everything_of(groups: Sequence[Measured], seed: int) -> dict[str, Interval]:
+    """Everything that was measured, as it is, over these groups."""
+    means, resampled = bootstrap(groups, seed)
+    return {name: _interval(means[name], resampled[name]) for name in means}
+
+
+def bootstrap(groups: Sequence[Measured], seed: int) -> tuple[Means, Means]:
+    """Means over the groups, and arrays (RESAMPLES,) of means over groups drawn with replacement.
+
+    All names see the same draws, so differences are paired. Groups that lack a value (NaN) are left out of its mean.
+    """
+    draws = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
+    values = {name: np.array([group[name] for group in groups], dtype=float) for name in groups[0]}
+    means = {name: float(_mean(column)) for name, column in values.items()}
+    return means, {name: _mean(column[draws]) for name, column in values.items()}
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means along the last axis of what is not NaN; NaN where nothing is."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
+
+
+def _interval(mean: float, resampled: NDArray[np.float64]) -> Interval:
+    known = resampled[np.isfinite(resampled)]
+    low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
+    return Interval(float(mean), float(low), float(high))
+
+
+def _ratio(ours: Any, vanilla: Any) -> Any:
+    return np.maximum(ours, LEAST_OFF_PALETTE) / np.maximum(vanilla, LEAST_OFF_PALETTE)

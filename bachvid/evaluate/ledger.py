@@ -1,0 +1,73 @@
+"""Results on disk, group by group, so that an evaluation goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bachvid.errors import UsageError
+
+
+class Ledger:
+    """A file of JSON lines: the settings of an evaluation, then one line for every group that is done.
+
+    Several processes may add to one file: every line is one write to its end, and brings the line break before it,
+    so that a line which a crash cut short stays alone and counts for nothing.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Opens the file, or begins it; UsageError if it holds results of other settings."""
+        self.path = path
+        self._begin(settings)
+        known = self._lines()[0]
+        for name in (*known, *settings):
+            if known.get(name) != settings.get(name):
+                raise UsageError(
+                    f"{path} holds results of another {name} ({known.get(name)}, not {settings.get(name)}). "
+                    "Delete it, or choose another --out."
+                )
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        """Makes the file with its first line, unless it is there; a link appears whole or not at all."""
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        draft.write_text(json.dumps(settings), encoding="utf-8")
+        try:
+            os.link(draft, self.path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+
+    def groups(self) -> dict[int, dict[str, float]]:
+        """What was measured of each group that is done, by its number; null is NaN."""
+        lines = self._lines()[1:]
+        return {
+            line["group"]: {k: math.nan if v is None else v for k, v in line["measured"].items()}
+            for line in lines
+        }
+
+    def add(self, group: int, measured: Mapping[str, float]) -> None:
+        """Write down what was measured of a group."""
+        values = {name: None if math.isnan(value) else value for name, value in measured.items()}
+        line = "\n" + json.dumps({"group": group, "measured": values}, allow_nan=False)
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(file, line.encode())
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        found = []
+        for line in self.path.read_text(encoding="utf-8").split("\n"):
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # cut short
+                continue
+        if not found:
+            raise UsageError(f"{self.path} holds no results. Delete it, or choose another --out.")
+        return found

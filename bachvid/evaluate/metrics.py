@@ -1,0 +1,124 @@
+"""What is measured of videos and tokens, each by one formula; frames are uint8 (F, H, W, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bachvid.models.grid import Grid
+from bachvid.pictures.frames import Frames
+from bachvid.stage.watch import token_masks
+
+CAP = 100.0  # dB of equal pictures
+LEAST_BACKGROUND = 0.05  # share of a frame that two videos must both show for a PSNR
+CELLS = 32  # of a texture, per height of the picture: two pixels of 64
+CORNER = (-0.5, -0.1)  # body coordinates (u, v) where a texture begins; it is CELLS x CELLS
+LEAST_CELLS = 12  # that two puppets must both show for a PSNR
+TOKEN = 0.125  # a token's side in body coordinates of a puppet at scale 1
+SAME_PLACE = 0.75 * TOKEN  # two tokens nearer than this show the same place of the puppet
+
+
+def over_pairs(measure: Callable[[Any, Any], float], videos: Sequence[Any]) -> float:
+    """The mean of `measure` over all unordered pairs, those that give NaN left out; NaN if none is left."""
+    return mean(measure(a, b) for a, b in combinations(videos, 2))
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of the values that are not NaN; NaN if there is none."""
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else float("nan")
+
+
+def psnr_background(a: Frames, b: Frames, puppet_a: NDArray, puppet_b: NDArray) -> float:
+    """PSNR in dB of what both videos show of the stage: the mean over frames, NaN if no frame shows enough.
+
+    Puppet masks (F, H, W) bool. Pixels outside of both masks count, at their own number.
+    """
+    seen = ~(puppet_a | puppet_b)
+    valid = seen.mean(axis=(1, 2)) >= LEAST_BACKGROUND
+    return mean(psnr(a[t][seen[t]], b[t][seen[t]]) for t in np.flatnonzero(valid))
+
+
+def psnr_foreground(a: NDArray, b: NDArray) -> float:
+    """PSNR in dB of two puppets' textures (see `textures`): the mean over frames, NaN if none shows enough.
+
+    Cells that both puppets show in a frame count.
+    """
+    seen = ~(np.isnan(a[..., 0]) | np.isnan(b[..., 0]))  # F cells
+    valid = seen.sum(axis=1) >= LEAST_CELLS
+    return mean(psnr(a[t][seen[t]], b[t][seen[t]]) for t in np.flatnonzero(valid))
+
+
+def textures(frames: Frames, mask: NDArray, uv: NDArray) -> NDArray[np.float64]:
+    """Every frame's puppet spread out in body coordinates, (F, cells, 3) in 0..255, NaN where it shows nothing.
+
+    `mask` (F, H, W) bool and `uv` (F, H, W, 2); a cell is the mean of its pixels. Pose, place and size are gone.
+    """
+    count = CELLS * CELLS
+    out = np.full((len(frames), count, 3), np.nan)
+    at = np.floor((uv - np.array(CORNER)) * CELLS).astype(int).clip(0, CELLS - 1)
+    cell = at[..., 1] * CELLS + at[..., 0]  # F H W
+    for t in range(len(frames)):
+        where, colours = cell[t][mask[t]], frames[t][mask[t]].astype(float)
+        pixels = np.bincount(where, minlength=count)
+        sums = np.stack([np.bincount(where, colours[:, c], count) for c in range(3)], axis=-1)
+        shown = pixels > 0
+        out[t, shown] = sums[shown] / pixels[shown, None]
+    return out
+
+
+def psnr(a: NDArray, b: NDArray) -> float:
+    """PSNR in dB of two arrays of 0..255, computed in float64 and at most `CAP`."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return CAP if error == 0 else min(CAP, float(10 * np.log10(255.0**2 / error)))
+
+
+def iou(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of two masks; NaN if both are empty."""
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else float("nan")
+
+
+def token_uv(mask: Tensor, uv: Tensor, grid: Grid) -> Tensor:
+    """Body coordinates of the tokens that show the puppet (see `token_masks`), (N, 2); NaN for all others.
+
+    `mask` (F, H, W) bool and `uv` (F, H, W, 2). A token has the median of its puppet pixels.
+    """
+    known = torch.where(mask[..., None], uv.float(), torch.nan)  # F H W 2
+    deep = (len(known) - 1) // max(grid.frames - 1, 1) or 1  # frames in a token; the first token has only one
+    absent = torch.full_like(known[:1], torch.nan).expand(deep * grid.frames - len(known), -1, -1, -1)
+    boxes = rearrange(
+        torch.cat([absent, known]),
+        "(t d) (h y) (w x) c -> (t h w) (d y x) c",
+        t=grid.frames,
+        h=grid.height,
+        w=grid.width,
+    )
+    shown = token_masks(mask[None].float(), grid)[0]  # N
+    return torch.where(shown[:, None], boxes.nanmedian(dim=1).values, torch.nan)
+
+
+def match_errors(partner: Tensor, frame_uv: Tensor, identity_uv: Tensor, grid: Grid) -> Tensor:
+    """Squared distances, in tokens, between predicted and true partners, one for each token with a truth.
+
+    `partner` (N,) holds an identity token for every token of the frame video; `frame_uv` and `identity_uv` (N, 2)
+    are their body coordinates, NaN off the puppet. A token has a truth when the identity shows its place in any
+    frame; since the puppet is there in every frame, the prediction is held against the nearest token of the frame
+    that it points into.
+    """
+    distance = torch.cdist(frame_uv, identity_uv).nan_to_num(nan=torch.inf)  # N N
+    asked = (distance.amin(dim=1) <= SAME_PLACE).nonzero()[:, 0]
+    per_frame = grid.height * grid.width
+    deep = partner[asked] // per_frame
+    in_frame = distance[asked].view(len(asked), grid.frames, per_frame)[torch.arange(len(asked)), deep]
+    truth = in_frame.argmin(dim=1)
+    visible = in_frame.amin(dim=1).isfinite()  # a frame without a puppet has no truth
+    places = grid.places()[:, 1:].double()
+    return (places[partner[asked]] - places[truth]).square().sum(dim=1)[visible]

@@ -1,0 +1,127 @@
+"""A model that makes the videos an evaluation compares: each alone, and together in several ways."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from bachvid.method.denoiser import Denoiser, Prompt
+from bachvid.method.frame import FrameVideo
+from bachvid.method.group import Group
+from bachvid.method.recipe import Recipe
+from bachvid.method.scout import Scouted, look_at, scout
+from bachvid.method.spans import Parts, find_spans
+from bachvid.models.checkpoint import Checkpoint
+from bachvid.models.cogvideox import CogVideoX
+from bachvid.models.cogvideox_vae import CogVideoXVAE
+from bachvid.models.grid import Grid
+from bachvid.models.text import TextEncoder
+from bachvid.pictures.frames import Frames, to_frames
+from bachvid.sampling.loop import denoise
+from bachvid.sampling.sampler import Sampler, read_sampler
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Studio:
+    """A loaded checkpoint at its native size, and the recipe that it is evaluated with."""
+
+    model: CogVideoX
+    vae: CogVideoXVAE
+    encoder: TextEncoder
+    sampler: Sampler
+    recipe: Recipe  # for the sampler's number of steps
+    shape: tuple[int, ...]  # of one video's latents
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, recipe: Recipe, device: torch.device | str) -> Studio:
+        """Load every part in float32."""
+        config, dtype = checkpoint.config, torch.float32
+        frames = (config.sample_frames - 1) // config.temporal_compression + 1
+        return cls(
+            model=checkpoint.transformer(dtype, device),
+            vae=checkpoint.vae(dtype, device),
+            encoder=checkpoint.text_encoder(dtype, device),
+            sampler=read_sampler(checkpoint.scheduler, recipe.steps),
+            recipe=recipe,
+            shape=(1, frames, config.channels, config.sample_height, config.sample_width),
+        )
+
+    def denoiser(self) -> Denoiser:
+        """A denoiser for the videos of one group: it remembers some of what they share."""
+        return Denoiser(self.model, self.sampler, self.encoder.encode(""), self.shape, self.recipe.guidance)
+
+    def prompt(self, parts: Parts) -> Prompt:
+        """An encoded prompt with its spans."""
+        first = self.recipe.character_first
+        text = parts.prompt(first)
+        offsets = self.encoder.tokenizer.encode(text).offsets
+        spans = find_spans(offsets, parts.ranges(first), self.encoder.length - 1)
+        encoded = self.encoder.encode(text)
+        return Prompt(encoded, spans.to(encoded.device))
+
+    def grid(self) -> Grid:
+        """The tokens of a video."""
+        return self.model.grid(torch.empty(self.shape, device="meta"))
+
+    def alone(self, denoiser: Denoiser, prompt: Prompt, seed: int) -> Scouted:
+        """A video without the method, made to its end, with what the pre-run saw on the way."""
+        seen = result(scout(denoiser, self.recipe, prompt, seed))
+        for _ in denoise(denoiser.vanilla, [seen.take], denoiser.sampler, range(seen.tau, denoiser.steps)):
+            seen.trajectory.append(seen.take.latents)
+        return seen
+
+    def scores(self, denoiser: Denoiser, seen: Scouted) -> Tensor:
+        """What the mask of a video made alone was decided by, (2, N): see `mask.foreground`."""
+        step = self.recipe.tau_mask
+        look = look_at(denoiser, self.recipe, seen.take.prompt, seen.trajectory[step], step)
+        return torch.stack([mass.scores for mass in look.masses.values()]).sum(0)
+
+    @torch.no_grad()
+    def develop(self, latents: Tensor) -> Frames:
+        """The pixels of a video's latents; what is not a number is black, which no puppet is."""
+        return to_frames(self.vae.to_video(latents.float())[0].nan_to_num(nan=-1.0))
+
+
+def together(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    identity: Scouted,
+    others: Sequence[Scouted],
+    shuffle: torch.Generator | None = None,
+) -> list[FrameVideo]:
+    """The videos that `others` are without the method, made again with it; each starts from its own noise.
+
+    With `shuffle`, the identity's foreground tokens stand in a random order where the matches would.
+    """
+    group = Group(denoiser, recipe, [], [], identity)  # no prompts: the pre-runs are over
+    group.frames = [FrameVideo(denoiser, recipe, each, identity) for each in others]
+    if shuffle is not None:
+        for frame in group.frames:
+            mislead(frame, shuffle)
+    for _ in group.run():
+        pass
+    return group.frames
+
+
+def mislead(frame: FrameVideo, shuffle: torch.Generator) -> None:
+    """Exchange the partners of a frame video's tokens for others of the identity's foreground, at random."""
+    matched, there = frame.places.matched, frame.identity.mask.nonzero()[:, 0]
+    if len(matched):
+        order = there[torch.randperm(len(there), generator=shuffle).to(there.device)]
+        turns = torch.arange(len(matched), device=there.device) % len(order)
+        frame.places = replace(frame.places, partners=order[turns])
+
+
+def result(steps: Generator[Any, None, T]) -> T:
+    """What a generator returns, once it has been walked to its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

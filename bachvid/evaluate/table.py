@@ -1,0 +1,34 @@
+"""The figures as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bachvid.evaluate.figures import FIGURES, Figure, Interval
+
+HEAD = ("figure", "mean", "95 % interval", "bar", "")
+SIGN = {"higher": ">=", "lower": "<="}
+
+
+def table(found: Mapping[str, Interval]) -> str:
+    """Every figure with its interval, its bar, and whether the interval's worse end clears it."""
+    rows = [HEAD, *(row(figure, found[figure.name]) for figure in FIGURES)]
+    widths = [max(len(cells[n]) for cells in rows) for n in range(len(HEAD))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) for cells in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def row(figure: Figure, found: Interval) -> tuple[str, ...]:
+    """A figure's line, in cells."""
+    interval = f"{found.low:.3f} .. {found.high:.3f}"
+    bar = f"{SIGN[figure.better]} {figure.bar:g}"
+    return figure.name, f"{found.mean:.3f}", interval, bar, verdict(figure, found)
+
+
+def verdict(figure: Figure, found: Interval) -> str:
+    """Whether a figure is where it should be, or how much it lacks."""
+    missing = figure.missing(found)
+    if missing != missing:
+        return "not measured"
+    return "reached" if missing <= 0 else f"missed by {missing:.3g}"

@@ -1,0 +1,108 @@
+"""The run folder: where every file of a run lies, and videos on their way into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from bachvid.errors import UsageError
+from bachvid.method.spans import Parts
+from bachvid.pictures.frames import Frames
+
+
+@dataclass(eq=False)
+class Made:
+    """One video of a run, as far as it has come."""
+
+    name: str  # its folder inside the run's, such as shots/01-waves
+    parts: Parts
+    latents: Tensor
+    seed: int
+    mask: Tensor | None = None  # T h w bool
+    partner: Tensor | None = None  # N int64, the identity's token that each of its tokens matches
+    note: str | None = None  # what was left out, in one sentence
+    frames: Frames = field(default_factory=lambda: np.empty((0, 0, 0, 3), np.uint8), repr=False)  # F H W 3
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that one run fills; every file in it appears whole or not at all."""
+
+    path: Path
+
+    @classmethod
+    def choose(cls, out: Path | None, about: str) -> RunFolder:
+        """The folder a run will fill: `out`, or one under `runs/` named after the story and the time.
+
+        Nothing is made yet. UsageError if it holds files already or cannot be written.
+        """
+        path = out or Path("runs") / f"{slug(about)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"{path} exists already and is not empty. Name another folder with --out.")
+        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"{path} cannot be written: {parent} is not a folder you may write to. Choose another --out."
+            )
+        return cls(path)
+
+    def __truediv__(self, name: str) -> Path:
+        """The path of a file in here, its folder made if there is none."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write plain values, readable by people."""
+        self._write(name, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def write_latents(self, video: Made) -> None:
+        """Write a video's final latents beside where its mp4 will stand."""
+        tensors = {"latents": video.latents.cpu().contiguous()}
+        self._write(f"{video.name}/latents.safetensors", save(tensors, {"seed": str(video.seed)}))
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self / name
+        part = path.with_name(f".{path.name}.part")
+        part.write_bytes(data)
+        part.replace(path)
+
+
+def slug(text: str, longest: int = 40) -> str:
+    """A short name for files made from any text: lower-case letters, digits and hyphens."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    name = ""
+    for word in words:
+        if len(name) + len(word) + 1 > longest:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or "video"
+
+
+def manifest(videos: list[Made], seconds: dict[str, float]) -> dict[str, Any]:
+    """What a run made, for `manifest.json`."""
+    return {
+        "torch": torch.__version__,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "videos": [
+            {
+                "folder": video.name,
+                "prompt": video.parts.prompt(),
+                "seed": video.seed,
+                "frames": len(video.frames),
+                "foreground": None if video.mask is None else round(video.mask.float().mean().item(), 4),
+                "note": video.note,
+            }
+            for video in videos
+        ],
+    }

@@ -1,0 +1,120 @@
+"""The trajectory file: an identity video that later runs can join (replay)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bachvid.method.denoiser import Denoiser, Prompt, Take
+from bachvid.method.recipe import Recipe
+from bachvid.method.scout import Scouted, look_at
+from bachvid.method.spans import Parts
+
+FORMAT = "bachvid-identity-1"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the file holds: the identity's latents before every step and after the last, and their origin.
+
+    For CogVideoX-5B it takes 112 MB where the paper's cache of keys and values takes 172 GB.
+    """
+
+    latents: Tensor  # steps + 1, and the shape of one video's latents
+    mask: Tensor  # N bool
+    believed: bool
+    features_at: int
+    parts: Parts
+    seed: int
+    recipe: Recipe
+    world: dict[str, Any]  # model, scheduler, guidance, negative prompt: what a run that joins must share
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        known = {
+            "format": FORMAT,
+            "believed": self.believed,
+            "features_at": self.features_at,
+            "parts": vars(self.parts),
+            "seed": self.seed,
+            "recipe": self.recipe.to_dict(),
+            "world": self.world,
+        }
+        tensors = {"latents": self.latents.cpu().contiguous(), "mask": self.mask.cpu()}
+        part = path.with_name(f".{path.name}.part")
+        save_file(tensors, part, metadata={"bachvid": json.dumps(known)})
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Trajectory:
+        """The trajectory in a file; ValueError says what is wrong with it."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                known = json.loads((file.metadata() or {}).get("bachvid", "{}"))
+                latents, mask = (file.get_tensor(name) for name in ("latents", "mask"))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"The identity {path} cannot be read ({error}). Make it again: --save-identity."
+            ) from error
+        if known.get("format") != FORMAT:
+            raise ValueError(f"{path} is no identity file. Name one that --save-identity wrote.")
+        return cls(
+            latents=latents,
+            mask=mask,
+            believed=known["believed"],
+            features_at=known["features_at"],
+            parts=Parts(**known["parts"]),
+            seed=known["seed"],
+            recipe=Recipe.from_dict(known["recipe"]),
+            world=known["world"],
+        )
+
+    @classmethod
+    def of(cls, identity: Scouted, parts: Parts, recipe: Recipe, world: dict[str, Any]) -> Trajectory:
+        """The trajectory of an identity whose run is over."""
+        return cls(
+            latents=torch.stack([x.cpu() for x in identity.trajectory]),
+            mask=identity.mask,
+            believed=identity.believed,
+            features_at=identity.features_at,
+            parts=parts,
+            seed=identity.take.seed,
+            recipe=recipe,
+            world=world,
+        )
+
+    def check(self, world: dict[str, Any]) -> None:
+        """Raise ValueError if a run in this world cannot join; the sentence names the first difference."""
+        for name in sorted({*self.world, *world}):
+            if self.world.get(name) != world.get(name):
+                theirs, ours = self.world.get(name), world.get(name)
+                raise ValueError(
+                    f"The identity was made with another {name} ({theirs}, not {ours}). "
+                    f"Use the same {name}, or make the identity again."
+                )
+
+    def replay(self, denoiser: Denoiser, prompt: Prompt) -> Scouted:
+        """The identity as its own run left it; its features are read again from the stored latents."""
+        steps = list(self.latents.to(denoiser.negative.device))
+        take = Take(steps[-1], torch.Generator(), prompt=prompt, seed=self.seed)
+        recipe = self.recipe.at(denoiser.steps)
+        features = look_at(denoiser, recipe, prompt, steps[self.features_at], self.features_at).features()
+        mask = self.mask.to(denoiser.negative.device)
+        return Scouted(take, denoiser.steps, steps, mask, self.believed, features, self.features_at)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits that tell models apart: a hash of the first numbers of every parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        some = parameter.detach().flatten()[:64].float().cpu().numpy().tobytes()
+        digest.update(name.encode() + str(tuple(parameter.shape)).encode() + some)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,252 @@
+"""One group of videos, top to bottom: prompts, latents, pixels, and what a person looks at.
+
+python -m bachvid.run                                       # the shipped story on the shipped model
+python -m bachvid.run STORY.txt --model FOLDER              # background#character#action lines
+python -m bachvid.run --background "..." --character "..." --action "..." --action "..."
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bachvid.album import make_album
+from bachvid.console import Console
+from bachvid.errors import guarded
+from bachvid.folder import Made, RunFolder, manifest, slug
+from bachvid.method.denoiser import Denoiser, Prompt, Take
+from bachvid.method.group import Group, vanilla
+from bachvid.method.identity import Trajectory, fingerprint
+from bachvid.method.scout import Scouted
+from bachvid.method.spans import Parts, find_spans
+from bachvid.models.checkpoint import Checkpoint, open_checkpoint
+from bachvid.models.cogvideox_vae import CogVideoXVAE
+from bachvid.pictures.frames import to_frames
+from bachvid.sampling.guidance import dynamic, static
+from bachvid.sampling.sampler import read_sampler
+from bachvid.settings import Settings, resolve
+from bachvid.settings import add_arguments as add_settings
+from bachvid.story import Story, find_model, find_stories
+
+
+def main(args: argparse.Namespace) -> int:
+    """Make what was asked for and say where it lies."""
+    model = find_model(args.model)
+    checkpoint = open_checkpoint(model)
+    settings = resolve(args, checkpoint, model)
+    joined = Trajectory.load(args.identity) if args.identity else None
+    stories = find_stories(args, model)
+    shipped = (model / "training.json").is_file()  # one of ours: small enough to show the twins, and readable
+    for n, story in enumerate(stories, start=1):
+        out = args.out / f"{n:02}" if args.out and len(stories) > 1 else args.out
+        folder = RunFolder.choose(out, story.background)
+        twins = shipped if args.with_vanilla is None else args.with_vanilla
+        Run(model, checkpoint, settings, story, folder, joined, twins, args.save_identity).make()
+    return 0
+
+
+@dataclass
+class Run:
+    """Everything one group needs; `make` tells the story."""
+
+    model: Path
+    checkpoint: Checkpoint
+    settings: Settings
+    story: Story
+    folder: RunFolder
+    joined: Trajectory | None  # an identity from an earlier run
+    with_vanilla: bool
+    save_identity: bool
+    console: Console = field(default_factory=Console)
+
+    def make(self) -> None:
+        """Prompts to text, text to latents, latents to pixels, pixels to files."""
+        with self.console.stage("load"):
+            prompts, negative = self.encode()
+            denoiser = self.load_denoiser(negative)
+            vae = self.checkpoint.vae(torch.float32, self.settings.device)
+        self.folder.write_json("config.json", self.config())
+        with self.console.stage("denoise"):
+            videos = self.denoise(denoiser, prompts)
+        with self.console.stage("vanilla"):
+            twins = self.twins(denoiser, prompts) if self.with_vanilla else []
+        with self.console.stage("decode"):
+            self.decode(vae, [*videos, *twins])
+        with self.console.stage("pictures"):
+            contact = make_album(self.folder, videos, twins, self.settings.fps)
+        self.folder.write_json("manifest.json", manifest([*videos, *twins], self.console.seconds))
+        for video in videos:
+            self.console.say(f"{video.name}/video.mp4" + (f": {video.note}" if video.note else ""))
+        self.console.say(self.console.summary())
+        self.console.say(f"Look at {contact}")
+
+    def encode(self) -> tuple[list[Prompt], torch.Tensor]:
+        """Every prompt, the identity's first, and the negative one; all are checked before any is encoded."""
+        settings, first = self.settings, self.settings.recipe.character_first
+        encoder = self.checkpoint.text_encoder(settings.dtype, settings.device)
+        spans = []
+        for video in self.parts:
+            tokens = encoder.tokenizer.encode(video.prompt(first))
+            found = find_spans(tokens.offsets, video.ranges(first), encoder.length - 1)
+            spans.append(found.to(settings.device))
+        texts = [encoder.encode(video.prompt(first)) for video in self.parts]
+        return [Prompt(*both) for both in zip(texts, spans, strict=True)], encoder.encode(settings.negative)
+
+    def load_denoiser(self, negative: torch.Tensor) -> Denoiser:
+        """The denoiser with its sampler and guidance, and the shape of one video's latents."""
+        settings, config = self.settings, self.checkpoint.config
+        (width, height), scale = settings.size, self.checkpoint.vae_config.spatial_compression_ratio
+        frames = self.latent_frames + -self.latent_frames % (config.patch_frames or 1)
+        return Denoiser(
+            model=self.checkpoint.transformer(settings.dtype, settings.device),
+            sampler=read_sampler(settings.scheduler, settings.steps),
+            negative=negative,
+            shape=(1, frames, config.channels, height // scale, width // scale),
+            scale=settings.guidance,
+            guidance=dynamic if settings.dynamic_guidance else static,
+        )
+
+    def denoise(self, denoiser: Denoiser, prompts: Sequence[Prompt]) -> list[Made]:
+        """The group's latents, on disk before anything is decoded; in mode "off" without the method."""
+        recipe, seeds = self.settings.recipe, self.seeds(len(prompts))
+        if recipe.mode == "off":
+            return self.keep(self.follow_vanilla(denoiser, prompts, seeds))
+        if self.joined:
+            self.joined.check(self.world(denoiser))
+            identity: Scouted | None = self.joined.replay(denoiser, prompts[0])
+        elif self.settings.source == "replay":
+            identity = self.follow(Group(denoiser, recipe, prompts[:1], seeds[:1])).identity
+        else:
+            identity = None
+        start = 1 if identity else 0
+        cache = self.settings.source == "cache"
+        group = self.follow(Group(denoiser, recipe, prompts[start:], seeds[start:], identity, cache))
+        videos = self.keep([*([identity.take] if identity and not self.joined else []), *group.takes])
+        self.describe(videos, group)
+        if self.save_identity and group.identity:
+            whole = Trajectory.of(group.identity, self.parts[0], recipe, self.world(denoiser))
+            whole.save(self.folder / "identity/trajectory.safetensors")
+        return videos
+
+    def twins(self, denoiser: Denoiser, prompts: Sequence[Prompt]) -> list[Made]:
+        """The frame videos again, from the same prompts and noise, without the method.
+
+        The identity needs no twin: nothing is ever injected into it.
+        """
+        seeds = self.seeds(len(prompts))
+        return self.keep(self.follow_vanilla(denoiser, prompts[1:], seeds[1:]), vanilla=True)
+
+    def decode(self, vae: CogVideoXVAE, videos: Sequence[Made]) -> None:
+        """Pixels, one video at a time, without the latent frames that 1.5 needs in front to fill a patch."""
+        for video in videos:
+            latents = video.latents[:, video.latents.shape[1] - self.latent_frames :].float()
+            with torch.no_grad():
+                video.frames = to_frames(vae.to_video(latents, tiling=self.settings.vae_tiling)[0])
+
+    def keep(self, takes: Sequence[Take], vanilla: bool = False) -> list[Made]:
+        """Names for the videos, and their latents on disk."""
+        parts = self.parts[len(self.parts) - len(takes) :]
+        first = 0 if len(takes) == len(self.parts) else 1
+        made = []
+        for n, (take, video) in enumerate(zip(takes, parts, strict=True), start=first):
+            name = f"{'vanilla' if vanilla else 'shots'}/{n:02}-{slug(video.action)}" if n else "identity"
+            made.append(Made(name, video, take.latents, take.seed))
+            self.folder.write_latents(made[-1])
+        return made
+
+    def describe(self, videos: Sequence[Made], group: Group) -> None:
+        """Adds to each video what the method saw in it."""
+        grid = group.denoiser.model.grid(videos[0].latents)
+        if not group.joins or not self.joined:
+            assert group.identity
+            videos[0].mask = group.identity.mask.view(tuple(grid)).cpu()
+        for video, frame in zip(videos[-len(group.frames) :], group.frames, strict=False):
+            video.mask, video.note = frame.mask.view(tuple(grid)).cpu(), frame.note
+            video.partner = frame.matches.partner.cpu()
+
+    def follow(self, group: Group) -> Group:
+        """Runs a group to its end, showing its steps."""
+        for _ in self.console.follow(group.run(), group.total_steps, "group"):
+            pass
+        return group
+
+    def follow_vanilla(
+        self, denoiser: Denoiser, prompts: Sequence[Prompt], seeds: Sequence[int]
+    ) -> list[Take]:
+        """Runs videos without the method, showing their steps."""
+        takes: dict[int | None, Take] = {}
+        steps = vanilla(denoiser, prompts, seeds)
+        for progress, take in self.console.follow(steps, len(prompts) * denoiser.steps, "vanilla"):
+            takes[progress.video] = take
+        return list(takes.values())
+
+    @property
+    def parts(self) -> list[Parts]:
+        """What every video shows, the identity first."""
+        return [*([self.joined.parts] if self.joined else []), *self.story.videos]
+
+    @property
+    def latent_frames(self) -> int:
+        return (self.settings.frames - 1) // self.checkpoint.config.temporal_compression + 1
+
+    def seeds(self, videos: int) -> list[int]:
+        """One noise for the whole group, or with --own-noise one for each video."""
+        settings = self.settings
+        joins = self.joined and settings.origins["seed"] == "default"
+        seed = self.joined.seed if self.joined and joins else settings.seed
+        return [seed + (0 if settings.recipe.shared_noise else n) for n in range(videos)]
+
+    def world(self, denoiser: Denoiser) -> dict[str, Any]:
+        """What a later run must share to join this identity."""
+        known = self.settings.to_dict()
+        names = ("scheduler", "steps", "guidance", "dynamic_guidance", "negative", "size", "frames", "dtype")
+        assert isinstance(denoiser.model, torch.nn.Module)
+        return {"model": fingerprint(denoiser.model), **{name: known[name]["value"] for name in names}}
+
+    def config(self) -> dict[str, Any]:
+        """Every resolved value and its origin, for `config.json`."""
+        return {"model": self.model.name, "story": vars(self.story), **self.settings.to_dict()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of a run."""
+    flag, switch = parser.add_argument, argparse.BooleanOptionalAction
+    flag("story", nargs="?", type=Path, help="a text file of background#character#action lines")
+    flag("--model", "--task", "--ckpt_dir", "--model_path", default="tiny-cogvideox", metavar="NAME|FOLDER")
+    flag("--background", metavar="TEXT", help="where all videos play")
+    flag("--character", metavar="TEXT", help="who is in all of them")
+    flag(
+        "--action", action="append", metavar="TEXT", help="once for each video; the first makes the identity"
+    )
+    add_settings(parser)
+    flag(
+        "--identity",
+        type=Path,
+        metavar="FILE",
+        help="join the world of an earlier run's trajectory.safetensors",
+    )
+    flag("--save-identity", action="store_true", help="keep identity/trajectory.safetensors for later runs")
+    flag(
+        "--with-vanilla", action=switch, help="also make each video without the method; on for shipped models"
+    )
+    flag("--out", type=Path, metavar="FOLDER", help="where to write: a new folder under runs/")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bachvid.run", description=(__doc__ or "").partition("\n")[0]
+    )
+    add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback if something fails")
+    return parser
+
+
+if __name__ == "__main__":
+    arguments = build_parser().parse_args()
+    sys.exit(guarded(main, arguments))

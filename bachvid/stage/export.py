@@ -1,0 +1,155 @@
+"""From a training's work folder to a folder that diffusers loads: the averaged weights, in 16 bits."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bachvid.models.checkpoint import save_index, save_transformer, save_vae
+from bachvid.models.cogvideox import CogVideoX
+from bachvid.models.cogvideox_vae import CogVideoXVAE
+from bachvid.models.text import Tokenizer
+from bachvid.models.weights import save, write_json
+from bachvid.stage.train_dit import DiTTask, Frozen
+from bachvid.stage.train_text import GuessWords, TextTask, make_encoder, make_tokenizer
+from bachvid.stage.train_vae import VAETask
+from bachvid.stage.training import Work
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
+
+    from bachvid.stage.recipes import Recipe
+
+# What both of diffusers' CogVideoX schedulers are told: the noise levels of the 5B models.
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "snr_shift_scale": 1.0,
+    "rescale_betas_zero_snr": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "clip_sample": False,
+}
+
+
+def export(recipe: Recipe, work: Work, seed: int, out: Path) -> list[str]:
+    """Write every part that has a checkpoint into the folder `out`; returns the names of those parts."""
+    written = []
+    if work.load(VAETask.name):
+        vae = load_vae(recipe, work)
+        save_vae(vae, out / "vae", best_half(vae.parameters()))
+        written.append(VAETask.name)
+    if work.load(TextTask.name):
+        save_text(load_encoder(recipe, work, seed), the_tokenizer(recipe, work, seed), out)
+        written.append(TextTask.name)
+    if work.load(DiTTask.name):
+        dit = load_dit(recipe, work)
+        save_transformer(dit, out / "transformer", best_half(dit.parameters()))
+        written.append(DiTTask.name)
+    save_index(out, SCHEDULER)
+    write_json(record(recipe, work, seed, written), out / "training.json")
+    return written
+
+
+def load_vae(recipe: Recipe, work: Work) -> CogVideoXVAE:
+    """The averaged autoencoder, its scaling factor such that latents have a spread of 1."""
+    saved = work.need(VAETask.name)
+    spread = saved["state"]["inspections"][-1]["latent_std"]
+    vae = CogVideoXVAE(replace(recipe.vae.config, scaling_factor=round(1 / spread, 5)))
+    vae.load_state_dict(saved["averaged"])
+    return vae.eval().requires_grad_(False)
+
+
+def load_encoder(recipe: Recipe, work: Work, seed: int) -> T5EncoderModel:
+    """The averaged text encoder, without the head that it was trained with."""
+    vocabulary = the_tokenizer(recipe, work, seed).size
+    trained = GuessWords(make_encoder(recipe.text, vocabulary), vocabulary)
+    trained.load_state_dict(work.need(TextTask.name)["averaged"])
+    return trained.encoder.eval().requires_grad_(False)
+
+
+def load_dit(recipe: Recipe, work: Work) -> CogVideoX:
+    """The averaged denoiser."""
+    dit = CogVideoX(recipe.dit.config)
+    dit.load_state_dict(work.need(DiTTask.name)["averaged"])
+    return dit.eval()
+
+
+def load_frozen(recipe: Recipe, work: Work, seed: int, device: torch.device) -> Frozen:
+    """What a denoiser is trained upon: exactly the numbers that are shipped, so after rounding to 16 bits."""
+    vae, encoder = load_vae(recipe, work), load_encoder(recipe, work, seed)
+    models: tuple[nn.Module, ...] = (vae, encoder)
+    for model in models:
+        half = best_half(model.parameters())
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(half))
+        model.to(device)
+    return Frozen(vae, encoder, the_tokenizer(recipe, work, seed))
+
+
+def the_tokenizer(recipe: Recipe, work: Work, seed: int) -> Tokenizer:
+    """The tokenizer in the work folder, made there if it is missing."""
+    folder = work.folder / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        return make_tokenizer(folder, recipe.text.length, seed)
+    return Tokenizer.from_folder(folder)
+
+
+def save_text(encoder: T5EncoderModel, tokenizer: Tokenizer, out: Path) -> None:
+    """Write `text_encoder/` and `tokenizer/` as transformers reads them."""
+    half = best_half(encoder.parameters())
+    tensors = {name: parameter.to(half) for name, parameter in encoder.named_parameters()}
+    save(tensors, out / "text_encoder" / "model.safetensors")
+    config = deepcopy(encoder.config)
+    config.architectures = [type(encoder).__name__]
+    config.dtype = "float32"  # what it computes in, where nobody asks for less
+    config.save_pretrained(out / "text_encoder")
+    shutil.copytree(tokenizer.file.parent, out / "tokenizer", dirs_exist_ok=True)
+
+
+def best_half(parameters: Iterable[Tensor]) -> torch.dtype:
+    """float16 or bfloat16, whichever changes these parameters less."""
+    flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    return min(torch.float16, torch.bfloat16, key=lambda dtype: (flat.to(dtype).float() - flat).norm().item())
+
+
+def record(recipe: Recipe, work: Work, seed: int, parts: list[str]) -> dict[str, Any]:
+    """How these weights came about."""
+    states = {part: work.need(part)["state"] for part in parts}
+    return {
+        "made_by": "bachvid stage train",
+        "date": time.strftime("%Y-%m-%d"),
+        "seed": seed,
+        "torch": torch.__version__,
+        "processor": processor(),
+        "recipe": asdict(recipe),
+        "parts": {
+            part: {
+                "steps": state["step"],
+                "minutes": round(state["seconds"] / 60, 1),
+                "measured": state["inspections"][-1:],
+                "curve": state["curve"][:: max(1, len(state["curve"]) // 100)],  # [step, seconds, loss]
+            }
+            for part, state in states.items()
+        },
+    }
+
+
+def processor() -> str:
+    """What this machine computes with."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"

@@ -1,0 +1,78 @@
+"""The models that ship, in numbers: what they are and how they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from bachvid.models.cogvideox import CogVideoXConfig
+from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
+from bachvid.stage.train_dit import Diet, DiTRecipe
+from bachvid.stage.train_text import TextRecipe
+from bachvid.stage.train_vae import VAERecipe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The three parts of one shipped model."""
+
+    vae: VAERecipe
+    text: TextRecipe
+    dit: DiTRecipe
+
+    def for_gpu(self) -> Recipe:
+        """The same models with batches that fill a GPU."""
+        return Recipe(
+            replace(self.vae, images=64, clips=32),
+            replace(self.text, batch=512),
+            replace(self.dit, images=Diet(1, 256, 4096, 128), clips=Diet(9, 128, 2048, 32)),
+        )
+
+
+TINY_COGVIDEOX = Recipe(
+    vae=VAERecipe(
+        config=CogVideoXVAEConfig(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=16,
+            block_out_channels=(16, 32, 48),
+            layers_per_block=1,
+            norm_num_groups=8,
+            temporal_compression_ratio=2,  # the puppets move too fast for a small autoencoder to do 4
+            sample_height=64,
+            sample_width=96,
+            scaling_factor=1.0,  # until it is measured
+        ),
+        height=64,
+        width=96,
+        frames=9,
+        images=4,
+        clips=2,
+    ),
+    text=TextRecipe(length=48),
+    dit=DiTRecipe(
+        config=CogVideoXConfig(
+            layers=8,
+            heads=4,
+            head_width=32,
+            channels=16,
+            patch=2,
+            patch_frames=None,
+            text_width=128,
+            text_length=48,
+            time_width=128,
+            rotary=True,
+            sample_height=16,
+            sample_width=24,
+            sample_frames=9,
+            temporal_compression=2,
+            spatial_scale=1.875,
+            temporal_scale=1.0,
+        ),
+        height=64,
+        width=96,
+        images=Diet(frames=1, batch=12, first=256, fresh=3),
+        clips=Diet(frames=9, batch=6, first=256, fresh=1),
+    ),
+)
+RECIPES: Mapping[str, Recipe] = {"tiny-cogvideox": TINY_COGVIDEOX}

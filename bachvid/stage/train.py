@@ -1,0 +1,98 @@
+"""`bachvid stage train`: trains a shipped model on the stage world, part by part, and writes its weights.
+
+VAE and text encoder come first, in any order; the denoiser learns upon both. A run that was killed goes on
+from its work folder, and so does a run that has ended, given a larger budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from bachvid.stage.export import export, load_frozen, the_tokenizer
+from bachvid.stage.recipes import RECIPES, Recipe
+from bachvid.stage.train_dit import DiTTask
+from bachvid.stage.train_text import TextTask
+from bachvid.stage.train_vae import VAETask
+from bachvid.stage.training import Budget, Task, Team, Work, train
+
+PARTS = (VAETask.name, TextTask.name, DiTTask.name)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to `parser`."""
+    parser.add_argument("--model", choices=sorted(RECIPES), default="tiny-cogvideox")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder of checkpoints, encoded clips and the log"
+    )
+    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
+    parser.add_argument(
+        "--minutes", type=float, help="training time of each part in all, earlier runs counted in"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="steps in place of minutes: two such runs give equal weights"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--processes", type=int, help="that train together (default: one per CPU core, one on a GPU)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the weights (default: weights/MODEL)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train what `args` names, then write the weights as far as all parts have some; 0 when done."""
+    if (args.minutes is None) == (args.steps is None):
+        raise ValueError("a training needs an end: give --minutes or --steps, and not both")
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = args.processes or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+    if device == "cuda" and size > 1:
+        raise ValueError("one process trains on one GPU; leave --processes out")
+    with tempfile.TemporaryDirectory() as meeting:
+        team = (args, device, size, f"file://{meeting}/point")
+        others = mp.spawn(run_others, team, nprocs=size - 1, join=False) if size > 1 else None
+        run(*team, rank=0)
+        if others is not None:
+            others.join()
+    out = args.out or Path("weights") / args.model
+    parts = export(RECIPES[args.model], Work(args.work), args.seed, out)
+    print(f"{', '.join(parts)} written to {out}")
+    return 0
+
+
+def run_others(index: int, args: argparse.Namespace, device: str, size: int, meeting: str) -> None:
+    """What the processes beside the leading one do; in every step they wait for it, so they end with it."""
+    run(args, device, size, meeting, rank=index + 1)
+
+
+def run(args: argparse.Namespace, device: str, size: int, meeting: str, rank: int) -> None:
+    """Train the parts that `args` names, in their order, as one of `size` processes."""
+    torch.set_flush_denormal(True)  # numbers near zero must not slow a CPU down a hundredfold
+    if size > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    team = Team(rank, size)
+    recipe = RECIPES[args.model] if device == "cpu" else RECIPES[args.model].for_gpu()
+    work, budget = Work(args.work), Budget(args.minutes, args.steps)
+    for part in PARTS if args.part == "all" else (args.part,):
+        train(make_task(part, recipe, work, args.seed, team, torch.device(device)), budget, work, team)
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def make_task(part: str, recipe: Recipe, work: Work, seed: int, team: Team, device: torch.device) -> Task:
+    """The training of one part; ValueError where a denoiser's foundations are not trained yet."""
+    if part == VAETask.name:
+        return VAETask(recipe.vae, seed, team, device)
+    if part == TextTask.name:
+        return TextTask(recipe.text, the_tokenizer(recipe, work, seed), seed, team, device)
+    frozen = load_frozen(recipe, work, seed, device)
+    return DiTTask(recipe.dit, frozen, work.folder / "pools", seed, team, device)

@@ -1,0 +1,174 @@
+"""The evaluation on the stage: every number where it must fall, and a whole run at toy size."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bachvid.__main__ import main
+from bachvid.errors import UsageError
+from bachvid.evaluate.agreement import read_group
+from bachvid.evaluate.figures import FIGURES, Interval, figures_of
+from bachvid.evaluate.ledger import Ledger
+from bachvid.evaluate.metrics import CAP, iou, match_errors, mean, over_pairs, psnr_background, textures, token_uv
+from bachvid.evaluate.table import table
+from bachvid.models.grid import Grid
+from bachvid.pictures.frames import Frames, to_frames
+from bachvid.stage.render import Render, clip_phases, render
+from bachvid.stage.watch import token_masks
+from bachvid.stage.world import Clip, sample_group, share_hidden
+
+GRID = Grid(3, 8, 12)
+SHAPE = (2, 6, 8)  # F H W of made-up frames
+NOBODY = np.zeros(SHAPE, dtype=bool)
+
+
+def grey(value: int) -> Frames:
+    return np.full((*SHAPE, 3), value, dtype=np.uint8)
+
+
+def left_half() -> np.ndarray:
+    mask = NOBODY.copy()
+    mask[:, :, :4] = True
+    return mask
+
+
+# PSNR-BG: metrics.md section 10, item 1.
+
+
+@pytest.mark.parametrize("offset", [1, 7, 100])
+def test_a_constant_offset_of_the_stage_gives_its_own_psnr(offset: int) -> None:
+    expected = 20 * math.log10(255 / offset)
+    assert psnr_background(grey(50), grey(50 + offset), NOBODY, left_half()) == pytest.approx(expected)
+
+
+def test_psnr_of_the_stage_is_blind_to_both_puppets_and_symmetric() -> None:
+    a, b, puppet = grey(50), grey(60), left_half()
+    noisy = b.copy()
+    noisy[puppet] = np.random.default_rng(0).integers(0, 256, (puppet.sum(), 3))
+    clean = psnr_background(a, b, NOBODY, puppet)
+    assert psnr_background(a, noisy, NOBODY, puppet) == clean
+    assert psnr_background(noisy, a, puppet, NOBODY) == clean
+
+
+def test_psnr_is_computed_in_more_than_eight_bits() -> None:
+    assert psnr_background(grey(0), grey(255), NOBODY, NOBODY) == 0
+    assert psnr_background(grey(9), grey(9), NOBODY, NOBODY) == CAP
+
+
+def test_frames_that_hide_the_stage_are_left_out() -> None:
+    everywhere = ~NOBODY
+    assert math.isnan(psnr_background(grey(0), grey(1), NOBODY, everywhere))
+    everywhere[0] = False  # the first frame shows the stage, and differs by 10; the second by 1
+    b = grey(1)
+    b[0] = 10
+    assert psnr_background(grey(0), b, NOBODY, everywhere) == pytest.approx(20 * math.log10(25.5))
+
+
+# Pairs and masks: items 3 and 8.
+
+
+def test_every_unordered_pair_counts_once() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def measure(a: int, b: int) -> float:
+        seen.append((a, b))
+        return math.nan if a == 0 else a + b
+
+    assert over_pairs(measure, range(5)) == mean([3, 4, 5, 5, 6, 7])
+    assert len(set(seen)) == len(seen) == 10
+    assert math.isnan(over_pairs(measure, [1]))
+
+
+def test_half_overlapping_boxes_have_a_third_in_common() -> None:
+    a, b = torch.zeros(2, 4, 8, dtype=torch.bool)
+    a[:, :4], b[:, 2:6] = True, True
+    assert iou(a, b) == pytest.approx(1 / 3)
+    assert math.isnan(iou(a & ~a, b & ~b))
+    assert iou(torch.ones_like(b), b) == b.float().mean()
+
+
+# Matches: item 10.
+
+
+def everywhere(grid: Grid) -> torch.Tensor:
+    """Body coordinates in which every token of a frame shows a place of its own."""
+    return grid.places()[:, 1:].float() * 0.125
+
+
+@given(st.integers(-2, 2), st.integers(-3, 3))
+def test_a_shifted_match_has_the_squared_length_of_the_shift(down: int, right: int) -> None:
+    grid = Grid(2, 6, 8)
+    uv = everywhere(grid)
+    inner = (uv[:, 0] >= 0.25) & (uv[:, 0] <= 0.375) & (uv[:, 1] >= 0.375) & (uv[:, 1] <= 0.5)
+    frame_uv = torch.where(inner[:, None], uv, torch.nan)
+    partner = (torch.arange(grid.tokens) + down * grid.width + right) % grid.tokens
+    errors = match_errors(partner, frame_uv, uv, grid)
+    assert errors.tolist() == [down**2 + right**2] * int(inner.sum())
+
+
+def test_random_matches_have_the_mean_squared_distance_of_the_box() -> None:
+    grid = Grid(2, 16, 24)
+    uv = everywhere(grid)
+    partner = torch.randint(grid.tokens, (200, grid.tokens), generator=torch.Generator().manual_seed(0))
+    errors = torch.cat([match_errors(each, uv, uv, grid) for each in partner])
+    expected = (16**2 - 1) / 6 + (24**2 - 1) / 6  # of two independent uniform integers each
+    assert errors.mean().item() == pytest.approx(expected, rel=0.02)
+
+
+def test_a_partner_in_any_frame_is_right_where_that_frame_shows_the_place() -> None:
+    grid = Grid(2, 6, 8)
+    uv = everywhere(grid)
+    there = uv.clone()
+    there[grid.tokens // 2 :] = uv[: grid.tokens // 2].roll(1, dims=0)  # the second frame stands one to the right
+    partner = torch.arange(grid.tokens) % (grid.tokens // 2) + grid.tokens // 2 + 1
+    frame_uv = torch.full_like(uv, torch.nan)
+    frame_uv[9] = uv[9]
+    assert match_errors(partner, frame_uv, there, grid).tolist() == [0]
+    assert match_errors(torch.arange(grid.tokens), frame_uv, there, grid).tolist() == [0]
+    frame_uv[9] += 5  # a place that the identity never shows
+    assert not len(match_errors(partner, frame_uv, there, grid))
+
+
+# Truth from renders.
+
+
+def group(seed: int, videos: int = 3) -> list[Clip]:
+    return sample_group(random.Random(seed), videos)
+
+
+def filmed(clips: list[Clip]) -> tuple[Render, list[Frames]]:
+    """The clips as a decoder might show them: with noise of 4 of 255."""
+    film = render(clips, clip_phases(len(clips), 9), 64, 96)
+    noise = torch.randn(film.video.shape, generator=torch.Generator().manual_seed(0))
+    return film, [to_frames(video) for video in film.video + noise * (4 / 127.5)]
+
+
+def test_tokens_know_their_place_on_the_puppet() -> None:
+    film, _ = filmed(group(0))
+    for n in range(3):
+        uv = token_uv(film.mask[n], film.uv[n], GRID)
+        shown = ~uv[:, 0].isnan()
+        assert torch.equal(shown, token_masks(film.mask[n : n + 1].float(), GRID)[0])
+        errors = match_errors(torch.arange(GRID.tokens), uv, uv, GRID)
+        assert len(errors) == shown.sum() > 20
+        assert errors.max() == 0
+
+
+def test_a_texture_does_not_know_pose_and_place() -> None:
+    same = share_hidden(group(1))
+    (film, frames), (other, strangers) = filmed(same), filmed(group(1))
+    ours = [textures(f, m.numpy(), uv.numpy()) for f, m, uv in zip(frames, film.mask, film.uv, strict=True)]
+    theirs = [textures(f, m.numpy(), uv.numpy()) for f, m, uv in zip(strangers, other.mask, other.uv, strict=True)]
+    from bachvid.evaluate.metrics import psnr_foreground
+
+    assert over_pairs(psnr_foreground, ours) > over_pairs(psnr_foreground, theirs) + 5

@@ -1,0 +1,182 @@
+"""Training of the stage world's models: every part at toy size, killed and resumed, and the folder that it leaves."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bachvid.models.checkpoint import open_checkpoint
+from bachvid.stage import training
+from bachvid.stage.captions import caption, corpus
+from bachvid.stage.export import best_half, export, load_frozen, the_tokenizer
+from bachvid.stage.recipes import TINY_COGVIDEOX, Recipe
+from bachvid.stage.train import PARTS, make_task
+from bachvid.stage.train_dit import Diet, add_noise
+from bachvid.stage.training import Budget, Muon, Pace, Task, Team, Work, orthogonal, train
+from bachvid.stage.watch import auc, caption_spans, token_masks
+from bachvid.stage.world import sample_clip
+
+CPU = torch.device("cpu")
+SIZE = {"height": 16, "width": 24}
+
+
+def toy() -> Recipe:
+    """TINY_COGVIDEOX with everything small, the same code paths."""
+    big = TINY_COGVIDEOX
+    vae = replace(big.vae.config, block_out_channels=(8, 8, 8), norm_num_groups=4, sample_height=16, sample_width=24)
+    dit = replace(big.dit.config, layers=2, heads=2, head_width=16, text_width=16, sample_height=4, sample_width=6)
+    return Recipe(
+        replace(big.vae, config=vae, images=2, clips=1, images_only=0.5, **SIZE),
+        replace(big.text, width=16, heads=2, layers=1, inner=16, batch=4),
+        replace(big.dit, config=dit, images=Diet(1, 2, 4, 1), clips=Diet(9, 2, 2, 1), images_only=0.5, **SIZE),
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(task: Task, step: int) -> Task:
+    """The task, dying at the start of a step."""
+    loss = task.loss
+
+    def dying(now: int, progress: float):
+        if now == step:
+            raise Killed
+        return loss(now, progress)
+
+    task.loss = dying  # type: ignore[method-assign]
+    return task
+
+
+def make(part: str, folder: Path) -> Task:
+    return make_task(part, toy(), Work(folder), 0, Team(), CPU)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder in which every part has had a few steps."""
+    folder = tmp_path_factory.mktemp("work")
+    for part in PARTS:
+        train(make(part, folder), Budget(steps=4), Work(folder), Team())
+    return folder
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    part: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    for foundation in set(PARTS) - {part}:
+        (tmp_path / f"{foundation}.pt").write_bytes((trained / f"{foundation}.pt").read_bytes())
+    with pytest.raises(Killed):
+        train(kill_at(make(part, tmp_path), 3), Budget(steps=4), Work(tmp_path), Team())
+    resumed, state = train(make(part, tmp_path), Budget(steps=4), Work(tmp_path), Team())
+    whole = Work(trained).need(part)
+    assert state.step == whole["state"]["step"] == 4
+    for name, weight in resumed.state_dict().items():
+        assert torch.equal(weight, whole["averaged"][name]), name
+
+
+def test_a_larger_budget_trains_on(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_bytes((trained / "text.pt").read_bytes())
+    _, state = train(make("text", tmp_path), Budget(steps=40), Work(tmp_path), Team())
+    assert state.step == 40
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert events[0]["event"] == "start" and events[0]["step"] == 4
+
+
+def test_the_exported_folder_is_a_pipeline_for_diffusers(trained: Path, tmp_path: Path) -> None:
+    from diffusers import CogVideoXPipeline
+
+    assert export(toy(), Work(trained), 0, tmp_path) == list(PARTS)
+    theirs = CogVideoXPipeline.from_pretrained(str(tmp_path))
+    ours = open_checkpoint(tmp_path)
+    for prompt in [*corpus(random.Random(3), 20), "", "A Zebra, 12 quartz jugs!"]:
+        ids = ours.text_encoder().tokenizer.encode(prompt).ids
+        assert theirs.tokenizer(prompt).input_ids == [*ids, 1]
+    clip = torch.randn(1, 3, 9, 16, 24)
+    mean = theirs.vae.encode(clip).latent_dist.mean
+    latents = ours.vae().to_latents(clip)
+    torch.testing.assert_close(mean.transpose(1, 2) * theirs.vae.config.scaling_factor, latents, atol=1e-5, rtol=0)
+    video = theirs("a quiet forest", height=16, width=24, num_frames=9, num_inference_steps=2, output_type="pt")
+    assert video.frames.shape == (1, 9, 3, 16, 24)
+    assert json.loads((tmp_path / "training.json").read_text())["parts"]["dit"]["steps"] == 4
+
+
+def test_a_denoiser_learns_upon_what_is_shipped(trained: Path, tmp_path: Path) -> None:
+    export(toy(), Work(trained), 0, tmp_path)
+    shipped, frozen = open_checkpoint(tmp_path), load_frozen(toy(), Work(trained), 0, CPU)
+    for ours, theirs in ((frozen.vae, shipped.vae()), (frozen.encoder, shipped.text_encoder().model)):
+        for name, weight in theirs.named_parameters():
+            assert torch.equal(weight, ours.get_parameter(name)), name
+    assert frozen.vae.config == shipped.vae_config
+
+
+def test_a_denoiser_without_foundations_says_what_to_train_first(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--part vae"):
+        make("dit", tmp_path)
+
+
+def test_every_word_of_the_grammar_is_one_token_that_knows_its_characters(trained: Path) -> None:
+    tokenizer = the_tokenizer(toy(), Work(trained), 0)
+    rng = random.Random(1)
+    parts = caption(sample_clip(rng), rng)
+    tokens = tokenizer.encode(parts.prompt())
+    words = [parts.prompt()[start:end] for start, end in tokens.offsets]
+    assert " ".join(words).replace(" ,", ",").replace(" .", ".") == parts.prompt()
+    spans = caption_spans(parts, tokenizer)
+    assert "".join(words[i] for i in spans.background) == parts.background.replace(" ", "")
+    assert "".join(words[i] for i in spans.character) == parts.character.replace(" ", "")
+
+
+def test_noise_and_velocity_give_the_latents_back() -> None:
+    latents, noise, alphas = torch.randn(3, 1, 2, 4, 4), torch.randn(3, 1, 2, 4, 4), torch.tensor([1.0, 0.3, 0.0])
+    noisy, velocity = add_noise(latents, noise, alphas)
+    share = alphas.view(3, 1, 1, 1, 1)
+    torch.testing.assert_close(share.sqrt() * noisy - (1 - share).sqrt() * velocity, latents)
+    assert torch.equal(noisy[2], noise[2])
+
+
+def test_muon_steps_are_orthogonal_and_as_large_as_adams() -> None:
+    weight = nn.Parameter(torch.zeros(8, 4, 3, 3))
+    optimizer = Muon([weight], lr=0.01)
+    weight.grad = torch.randn(8, 4, 3, 3) * 1e-3
+    optimizer.step()
+    flat = weight.detach().flatten(1)
+    singular = torch.linalg.svdvals(orthogonal(flat[None])[0])
+    assert singular.min() > 0.6 and singular.max() < 1.3
+    assert 0.5 < flat.square().mean().sqrt() / (0.2 * 0.01) < 1.3
+    assert (flat * weight.grad.flatten(1)).sum() < 0
+
+
+def test_rates_warm_up_hold_and_fall_to_nothing() -> None:
+    pace = Pace(warmup=10, decay=0.4)
+    assert pace.rate(0, 0.0) == pytest.approx(0.1)
+    assert pace.rate(500, 0.6) == 1.0
+    assert pace.rate(500, 0.8) == pytest.approx(0.5)
+    assert pace.rate(500, 1.0) == 0.0
+    assert pace.average(10_000, 0.5) == pace.ema < pace.average(10_000, 0.9) < pace.last_ema
+
+
+def test_half_precision_is_chosen_by_what_it_loses() -> None:
+    assert best_half([torch.randn(100)]) is torch.float16
+    assert best_half([torch.randn(100) * 1e6]) is torch.bfloat16
+
+
+def test_auc_and_token_masks() -> None:
+    truth = torch.tensor([True, True, False, False])
+    assert auc(torch.tensor([4.0, 3.0, 2.0, 1.0]), truth) == 1.0
+    assert auc(torch.tensor([1.0, 4.0, 2.0, 3.0]), truth) == pytest.approx(0.5)
+    masks = torch.zeros(1, 5, 4, 4)
+    masks[:, 0, :2, :2] = 1  # the first frame's corner
+    masks[:, 1:4, 2:, 2:] = 1  # three of the four later frames
+    from bachvid.models.grid import Grid
+
+    assert token_masks(masks, Grid(2, 2, 2))[0].tolist() == [True, False, False, False, False, False, False, True]
