@@ -71,6 +71,8 @@ class Run:
             prompts, negative = self.encode()
             denoiser = self.load_denoiser(negative)
             vae = self.checkpoint.vae(torch.float32, self.settings.device)
+            if self.joined:
+                self.joined.check(self.world(denoiser))
         self.folder.write_json("config.json", self.config())
         with self.console.stage("denoise"):
             videos = self.denoise(denoiser, prompts)
@@ -118,7 +120,6 @@ class Run:
         if recipe.mode == "off":
             return self.keep(self.follow_vanilla(denoiser, prompts, seeds))
         if self.joined:
-            self.joined.check(self.world(denoiser))
             identity: Scouted | None = self.joined.replay(denoiser, prompts[0])
         elif self.settings.source == "replay":
             identity = self.follow(Group(denoiser, recipe, prompts[:1], seeds[:1])).identity

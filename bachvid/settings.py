@@ -13,6 +13,7 @@ import torch
 from bachvid.errors import UsageError
 from bachvid.method.recipe import MODES, PRESETS, Recipe, load_preset
 from bachvid.models.checkpoint import Checkpoint
+from bachvid.sampling.sampler import read_sampler
 
 SOURCES = ("lockstep", "replay", "cache")
 SOLVERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}
@@ -206,9 +207,16 @@ def _check(settings: Settings, checkpoint: Checkpoint) -> None:
         raise UsageError(
             f"--steps {settings.steps} does not fit: 1 to {train_steps}. Use {settings.recipe.steps}."
         )
+    if read_sampler(settings.scheduler, settings.steps).schedule.timesteps[-1] < 0:
+        near = settings.steps - 1
+        raise UsageError(
+            f"--steps {settings.steps} makes CogVideoX's schedule end in a step of noise. Use {near}."
+        )
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Recipe):
         return value.to_dict()
-    return value if isinstance(value, str | bool | int | float | dict | tuple) else str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value if isinstance(value, str | bool | int | float | dict) else str(value)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,20 +12,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bachvid.__main__ import main
-from bachvid.errors import UsageError
 from bachvid.evaluate.agreement import read_group
-from bachvid.evaluate.figures import FIGURES, Interval, figures_of
-from bachvid.evaluate.ledger import Ledger
-from bachvid.evaluate.metrics import CAP, iou, match_errors, mean, over_pairs, psnr_background, textures, token_uv
-from bachvid.evaluate.table import table
+from bachvid.evaluate.metrics import (
+    CAP,
+    iou,
+    match_errors,
+    mean,
+    over_pairs,
+    psnr_background,
+    psnr_foreground,
+    textures,
+    token_uv,
+)
 from bachvid.models.grid import Grid
 from bachvid.pictures.frames import Frames, to_frames
+from bachvid.stage import world
 from bachvid.stage.render import Render, clip_phases, render
 from bachvid.stage.watch import token_masks
 from bachvid.stage.world import Clip, sample_group, share_hidden
 
-GRID = Grid(3, 8, 12)
+GRID = Grid(5, 8, 12)
 SHAPE = (2, 6, 8)  # F H W of made-up frames
 NOBODY = np.zeros(SHAPE, dtype=bool)
 
@@ -129,7 +133,9 @@ def test_a_partner_in_any_frame_is_right_where_that_frame_shows_the_place() -> N
     grid = Grid(2, 6, 8)
     uv = everywhere(grid)
     there = uv.clone()
-    there[grid.tokens // 2 :] = uv[: grid.tokens // 2].roll(1, dims=0)  # the second frame stands one to the right
+    there[grid.tokens // 2 :] = uv[: grid.tokens // 2].roll(
+        1, dims=0
+    )  # the second frame stands one to the right
     partner = torch.arange(grid.tokens) % (grid.tokens // 2) + grid.tokens // 2 + 1
     frame_uv = torch.full_like(uv, torch.nan)
     frame_uv[9] = uv[9]
@@ -148,7 +154,7 @@ def group(seed: int, videos: int = 3) -> list[Clip]:
 
 def filmed(clips: list[Clip]) -> tuple[Render, list[Frames]]:
     """The clips as a decoder might show them: with noise of 4 of 255."""
-    film = render(clips, clip_phases(len(clips), 9), 64, 96)
+    film = render(clips, clip_phases(len(clips), 5), 64, 96)
     noise = torch.randn(film.video.shape, generator=torch.Generator().manual_seed(0))
     return film, [to_frames(video) for video in film.video + noise * (4 / 127.5)]
 
@@ -168,7 +174,71 @@ def test_a_texture_does_not_know_pose_and_place() -> None:
     same = share_hidden(group(1))
     (film, frames), (other, strangers) = filmed(same), filmed(group(1))
     ours = [textures(f, m.numpy(), uv.numpy()) for f, m, uv in zip(frames, film.mask, film.uv, strict=True)]
-    theirs = [textures(f, m.numpy(), uv.numpy()) for f, m, uv in zip(strangers, other.mask, other.uv, strict=True)]
-    from bachvid.evaluate.metrics import psnr_foreground
-
+    theirs = [
+        textures(f, m.numpy(), uv.numpy()) for f, m, uv in zip(strangers, other.mask, other.uv, strict=True)
+    ]
     assert over_pairs(psnr_foreground, ours) > over_pairs(psnr_foreground, theirs) + 5
+
+
+# The readings of a group: metrics.md 7.5 says where simulated generators must fall.
+
+
+def read_all(groups: list[list[Clip]], clips_of: list[list[Clip]] | None = None) -> dict[str, float]:
+    """The means over groups of what is read from their renders, held against the clips asked for."""
+    found = [
+        read_group(filmed(shown)[1], asked) for shown, asked in zip(groups, clips_of or groups, strict=True)
+    ]
+    return {name: mean(each[name] for each in found) for name in found[0]}
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[list[Clip]]:
+    return [group(seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def vanilla(asked: list[list[Clip]]) -> dict[str, float]:
+    return read_all(asked)
+
+
+def test_a_vanilla_generator_does_what_is_asked_and_scatters_in_the_rest(vanilla: dict[str, float]) -> None:
+    assert vanilla["action"] == 1 and vanilla["stated"] >= 0.98 and vanilla["lost"] == 0
+    assert vanilla["psnr_bg"] < 24 and vanilla["psnr_fg"] < 18
+    assert vanilla["hidden"] < 0.6 and vanilla["badge"] < 0.6 and vanilla["cells"] < 0.75
+
+
+def test_an_oracle_agrees_in_everything(asked: list[list[Clip]], vanilla: dict[str, float]) -> None:
+    oracle = read_all([share_hidden(clips) for clips in asked])
+    assert oracle["action"] == 1
+    assert min(oracle["hidden"], oracle["badge"], oracle["cells"]) >= 0.98
+    assert oracle["psnr_bg"] > vanilla["psnr_bg"] + 8 and oracle["psnr_fg"] > vanilla["psnr_fg"] + 5
+
+
+def test_only_the_action_tells_a_copy_from_an_oracle(asked: list[list[Clip]]) -> None:
+    copies = read_all([[clips[0]] * len(clips) for clips in asked], asked)
+    assert min(copies["hidden"], copies["badge"], copies["cells"]) >= 0.98
+    assert copies["action"] == pytest.approx(1 / 3)
+
+
+def test_a_shared_stage_leaves_the_puppet_to_chance(
+    asked: list[list[Clip]], vanilla: dict[str, float]
+) -> None:
+    stage_only = [
+        [replace(one, **{name: getattr(clips[0], name) for name in world.HIDDEN_STAGE}) for one in clips]
+        for clips in asked
+    ]
+    found = read_all(stage_only)
+    assert found["cells"] >= 0.98 and found["psnr_bg"] > vanilla["psnr_bg"] + 8
+    assert found["hidden"] == pytest.approx(vanilla["hidden"], abs=0.1)
+    assert found["psnr_fg"] == pytest.approx(vanilla["psnr_fg"], abs=2)
+
+
+def test_a_video_without_a_puppet_is_lost_and_in_no_pair() -> None:
+    clips = group(0)
+    frames = filmed(clips)[1]
+    found = read_group([*frames, np.zeros_like(frames[0])])
+    whole = read_group(frames)
+    assert (found["lost"], whole["lost"]) == (1, 0)
+    assert {n: v for n, v in found.items() if n not in ("lost", "off_palette")} == {
+        n: v for n, v in whole.items() if n not in ("lost", "off_palette")
+    }

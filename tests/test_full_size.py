@@ -15,10 +15,10 @@ from transformers import T5Config, T5EncoderModel
 from bachvid.models.cogvideox import CHECKPOINTS, CogVideoX
 from bachvid.models.cogvideox_vae import CogVideoXVAE, CogVideoXVAEConfig
 from bachvid.models.layouts import (
-    DIFFUSERS_TRANSFORMER,
-    DIFFUSERS_VAE,
-    SAT_TRANSFORMER,
-    SAT_VAE,
+    COGVIDEOX_DIFFUSERS,
+    COGVIDEOX_SAT,
+    COGVIDEOX_VAE_DIFFUSERS,
+    COGVIDEOX_VAE_SAT,
     T5_ENCODER,
     T5_ENCODER_SECOND_NAME,
     Layout,
@@ -46,8 +46,8 @@ def test_transformers_have_the_published_tensors_under_both_names(name: str) -> 
     with torch.device("meta"):
         ours, theirs = CogVideoX(CHECKPOINTS[name]), CogVideoXTransformer3DModel(**PUBLISHED[name])
     assert (len(dict(ours.named_parameters())), count(ours)) == SIZES[name]
-    check_layout(DIFFUSERS_TRANSFORMER, ours, theirs.state_dict())
-    check_layout(SAT_TRANSFORMER, ours, tiny.sat_transformer(theirs.state_dict()))
+    check_layout(COGVIDEOX_DIFFUSERS, ours, theirs.state_dict())
+    check_layout(COGVIDEOX_SAT, ours, tiny.sat_transformer(theirs.state_dict()))
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -66,8 +66,8 @@ def test_vae_has_the_published_tensors_under_both_names() -> None:
     with torch.device("meta"):
         ours, theirs = CogVideoXVAE(CogVideoXVAEConfig.from_dict({})), AutoencoderKLCogVideoX(**VAE)
     assert (len(dict(ours.named_parameters())), count(ours)) == (436, 215_583_907)
-    check_layout(DIFFUSERS_VAE, ours, theirs.state_dict())
-    check_layout(SAT_VAE, ours, tiny.sat_vae(theirs.state_dict()))
+    check_layout(COGVIDEOX_VAE_DIFFUSERS, ours, theirs.state_dict())
+    check_layout(COGVIDEOX_VAE_SAT, ours, tiny.sat_vae(theirs.state_dict()))
 
 
 def test_text_encoder_has_the_published_tensors_under_either_name() -> None:

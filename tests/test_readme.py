@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -84,10 +85,9 @@ def commands(readme: str) -> Iterator[list[str]]:
 
 def flags_of(*program: str) -> set[str]:
     """The flags that `python program --help` lists; none where it fails."""
-    command = [sys.executable, *program, "--help"]
-    return set(
-        re.findall(r"--[\w-]+", subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout)
-    )
+    command, wide = [sys.executable, *program, "--help"], {**os.environ, "COLUMNS": "9999"}
+    shown = subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True).stdout
+    return set(re.findall(r"--[\w-]+", shown))
 
 
 def is_bachvid(words: list[str]) -> bool:

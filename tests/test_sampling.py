@@ -18,7 +18,7 @@ from bachvid.sampling.schedule import cogvideox_alphas, cogvideox_schedule, trai
 from bachvid.sampling.step import ddim, dpm_sde_2m
 
 SHAPE = (1, 3, 4, 4, 6)
-# 7 never reaches alpha = 1; with 61 diffusers makes one step too many.
+# 7 never reaches alpha = 1; 61 makes one step too many, in diffusers as here.
 STEP_COUNTS = (1, 2, 3, 7, 8, 10, 30, 50, 61)
 CLASSES: dict[str, Any] = {
     "CogVideoXDDIMScheduler": CogVideoXDDIMScheduler,
@@ -76,8 +76,7 @@ def test_timesteps_are_those_of_diffusers_for_every_number_of_steps() -> None:
     for steps in range(1, 1001):
         scheduler.set_timesteps(steps)
         expected = scheduler.timesteps.tolist()
-        assert trailing_timesteps(steps) == tuple(expected[:steps]), steps
-        assert expected[steps:] in ([], [-1])
+        assert trailing_timesteps(steps) == tuple(expected), steps
         stray += len(expected) > steps
     assert stray == 62
 
@@ -135,9 +134,8 @@ def test_every_step_equals_diffusers(name: str, steps: int, shift: float, dtype:
 
 
 @pytest.mark.parametrize("solver", [ddim, dpm_sde_2m])
-@pytest.mark.parametrize("steps", [1, 50, 61, 121])
+@pytest.mark.parametrize("steps", [1, 8, 50])
 def test_a_perfect_model_is_sampled_exactly(solver: Callable, steps: int) -> None:
-    """Also where diffusers makes a step too many and ends in noise (61, 121)."""
     clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     sampler = Sampler(cogvideox_schedule(steps), solver)
 

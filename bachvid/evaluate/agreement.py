@@ -36,7 +36,8 @@ class Watched:
 def read_group(videos: Sequence[Frames], clips: Sequence[Clip] | None = None) -> dict[str, float]:
     """What the videos (F, H, W, 3) of a group agree in, from their pixels alone (see `agreement`).
 
-    With the clips that were asked for, also whether actions and stated attributes are right (see `rightness`).
+    With the clips that were asked for, also whether actions and stated attributes are right (see
+    `rightness`).
     """
     watched = [Watched.of(frames) for frames in videos]
     return agreement(watched) | (rightness(watched, clips) if clips else {})
@@ -45,10 +46,11 @@ def read_group(videos: Sequence[Frames], clips: Sequence[Clip] | None = None) ->
 def agreement(videos: Sequence[Watched]) -> dict[str, float]:
     """What the videos of a group agree in, as means over all pairs; NaN where no pair can be compared.
 
-    `psnr_bg` and `psnr_fg` in dB; of 0 to 1: `hidden` (the puppet's hidden attributes, its badge counting as one
-    of them), `attributes` and `badge` (the two halves of it) and `cells` (of the stage, those seen in both). An
-    attribute that cannot be read agrees with nothing. `lost` videos have no puppet and are in no pair. Over all
-    videos: `unread`, the share of attributes and badge cells that cannot be read, and `off_palette`, that of pixels.
+    `psnr_bg` and `psnr_fg` in dB; of 0 to 1: `hidden` (the puppet's hidden attributes, its badge counting
+    as one of them), `attributes` and `badge` (the two halves of it) and `cells` (of the stage, those seen
+    in both). An attribute that cannot be read agrees with nothing. `lost` videos have no puppet and are in
+    no pair. Over all videos: `unread`, the share of attributes and badge cells that cannot be read, and
+    `off_palette`, that of pixels.
     """
     whole = [video for video in videos if not video.lost]
     readings = [video.reading for video in whole]
@@ -60,7 +62,9 @@ def agreement(videos: Sequence[Watched]) -> dict[str, float]:
         "badge": over_pairs(_badge, readings),
         "cells": over_pairs(_cells, readings),
         "lost": len(videos) - len(whole),
-        "unread": mean(value is None for reading in readings for value in (*reading.hidden.values(), *reading.badge)),
+        "unread": mean(
+            value is None for reading in readings for value in (*reading.hidden.values(), *reading.badge)
+        ),
         "off_palette": mean(video.reading.off_palette for video in videos),
     }
 

@@ -1,7 +1,7 @@
 """`bachvid evaluate`: how far a model and the method come on the stage, where truth is exact.
 
-Results are kept group by group beside the output, so that an evaluation which was stopped goes on, and several
-processes can share one: `--shard 1/2` and `--shard 2/2` with the same --out.
+Results are kept group by group beside the output, so that an evaluation which was stopped goes on, and
+several processes can share one: `--shard 1/2` and `--shard 2/2` with the same --out.
 """
 
 from __future__ import annotations
@@ -38,14 +38,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--prompts", type=int, default=3, metavar="N", help="videos in a group, the identity included: 3")
     flag("--seed", type=int, default=0, help="of the groups and their noise: 0")
     flag("--steps", type=int, metavar="N", help="denoising steps; the preset's")
-    flag("--shard", type=shard, default=(1, 1), metavar="I/N", help="measure only every N-th group, from the I-th")
-    flag("--out", type=Path, required=True, metavar="FILE.json", help="figures; groups stand in FILE.groups.jsonl")
+    flag(
+        "--shard",
+        type=shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="measure only every N-th group, from the I-th",
+    )
+    flag(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE.json",
+        help="figures; groups stand in FILE.groups.jsonl",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure the groups that are missing, then print the table and write the figures."""
     if args.groups < 1 or args.prompts < 2:
-        raise UsageError("An evaluation needs at least one group of two prompts. Raise --groups or --prompts.")
+        raise UsageError(
+            "An evaluation needs at least one group of two prompts. Raise --groups or --prompts."
+        )
     folder = find_model(args.model)
     checkpoint = open_checkpoint(folder)
     recipe = recipe_for(checkpoint, folder, args.steps)
@@ -76,7 +90,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def recipe_for(checkpoint: Checkpoint, folder: Path, steps: int | None) -> Recipe:
-    """The `preset.json` beside the weights, or else the paper's numbers scaled to the model; for `steps` if given."""
+    """The `preset.json` beside the weights, else the paper's numbers scaled to the model; for `steps`."""
     if (preset := folder / "preset.json").is_file():
         recipe = load_preset(preset)
     else:

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Measured = Mapping[str, float]  # of one group, such as {"ours_shared.psnr_bg": 28.3, "mask.iou": 0.74}
-Means = Mapping[str, Any]  # of many groups, by the same names: numbers, or an array with one for every resample
+Means = Mapping[
+    str, Any
+]  # of many groups, by the same names: numbers, or an array with one for every resample
 
 RESAMPLES = 1000
 LEAST_OFF_PALETTE = 1e-3  # a vanilla video cleaner than one pixel in a thousand counts as that
@@ -95,7 +97,8 @@ def everything_of(groups: Sequence[Measured], seed: int) -> dict[str, Interval]:
 def bootstrap(groups: Sequence[Measured], seed: int) -> tuple[Means, Means]:
     """Means over the groups, and arrays (RESAMPLES,) of means over groups drawn with replacement.
 
-    All names see the same draws, so differences are paired. Groups that lack a value (NaN) are left out of its mean.
+    All names see the same draws, so differences are paired. Groups that lack a value (NaN) are left out of
+    its mean.
     """
     draws = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
     values = {name: np.array([group[name] for group in groups], dtype=float) for name in groups[0]}

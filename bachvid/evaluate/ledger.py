@@ -15,8 +15,8 @@ from bachvid.errors import UsageError
 class Ledger:
     """A file of JSON lines: the settings of an evaluation, then one line for every group that is done.
 
-    Several processes may add to one file: every line is one write to its end, and brings the line break before it,
-    so that a line which a crash cut short stays alone and counts for nothing.
+    Several processes may add to one file: every line is one write to its end, and brings the line break
+    before it, so that a line which a crash cut short stays alone and counts for nothing.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:

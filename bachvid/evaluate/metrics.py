@@ -57,9 +57,10 @@ def psnr_foreground(a: NDArray, b: NDArray) -> float:
 
 
 def textures(frames: Frames, mask: NDArray, uv: NDArray) -> NDArray[np.float64]:
-    """Every frame's puppet spread out in body coordinates, (F, cells, 3) in 0..255, NaN where it shows nothing.
+    """Every frame's puppet spread out in body coordinates, (F, cells, 3) in 0..255; NaN is not seen.
 
-    `mask` (F, H, W) bool and `uv` (F, H, W, 2); a cell is the mean of its pixels. Pose, place and size are gone.
+    `mask` (F, H, W) bool and `uv` (F, H, W, 2); a cell is the mean of its pixels. Pose, place and size are
+    gone.
     """
     count = CELLS * CELLS
     out = np.full((len(frames), count, 3), np.nan)
@@ -108,10 +109,10 @@ def token_uv(mask: Tensor, uv: Tensor, grid: Grid) -> Tensor:
 def match_errors(partner: Tensor, frame_uv: Tensor, identity_uv: Tensor, grid: Grid) -> Tensor:
     """Squared distances, in tokens, between predicted and true partners, one for each token with a truth.
 
-    `partner` (N,) holds an identity token for every token of the frame video; `frame_uv` and `identity_uv` (N, 2)
-    are their body coordinates, NaN off the puppet. A token has a truth when the identity shows its place in any
-    frame; since the puppet is there in every frame, the prediction is held against the nearest token of the frame
-    that it points into.
+    `partner` (N,) holds an identity token for every token of the frame video; `frame_uv` and `identity_uv`
+    (N, 2) are their body coordinates, NaN off the puppet. A token has a truth when the identity shows its
+    place in any frame; since the puppet is there in every frame, the prediction is held against the nearest
+    token of the frame that it points into.
     """
     distance = torch.cdist(frame_uv, identity_uv).nan_to_num(nan=torch.inf)  # N N
     asked = (distance.amin(dim=1) <= SAME_PLACE).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""One group of the stage world: made alone, made together, made with parts of the method taken away, and measured."""
+"""One group of the stage world: made alone, together, and with parts of the method taken away."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class Alone:
 def measure_group(studio: Studio, seed: int, number: int, prompts: int) -> dict[str, float]:
     """All that is measured of one group of held-out clips, by names such as "ours_shared.psnr_bg".
 
-    Clips and noise follow from the seed and the group's number. The first prompt makes the identity, which is the same
-    video in every run; the others make frame videos: alone and together, from the noise of the identity
-    ("shared") and from noise of their own. Two more runs, with the shared noise, take a part of the method away.
+    Clips and noise follow from the seed and the group's number. The first prompt makes the identity, which
+    is the same video in every run; the others make frame videos: alone and together, from the noise of the
+    identity ("shared") and from noise of their own. Two more runs, with the shared noise, take a part of
+    the method away.
     """
     rng = random.Random(f"{seed} {number}")
     clips = sample_group(rng, prompts)
@@ -46,7 +47,9 @@ def measure_group(studio: Studio, seed: int, number: int, prompts: int) -> dict[
     identity, *shared = [alone(studio, denoiser, text, noise[0]) for text in texts]
     own = [alone(studio, denoiser, *start) for start in zip(texts[1:], noise[1:], strict=True)]
 
-    def made(recipe: Recipe, frames: Sequence[Alone], shuffle: torch.Generator | None = None) -> list[Watched]:
+    def made(
+        recipe: Recipe, frames: Sequence[Alone], shuffle: torch.Generator | None = None
+    ) -> list[Watched]:
         videos = together(denoiser, recipe, identity.seen, [frame.seen for frame in frames], shuffle)
         return [Watched.of(studio.develop(video.take.latents)) for video in videos]
 
@@ -79,7 +82,7 @@ def alone(studio: Studio, denoiser: Denoiser, prompt: Prompt, seed: int) -> Alon
 
 
 def mask_quality(studio: Studio, denoiser: Denoiser, videos: Sequence[Alone]) -> dict[str, float]:
-    """How the masks of the pre-run (Eq. 4) lie on the puppets of the same videos: mean `iou`, and `auc` of their scores.
+    """How the pre-run's masks (Eq. 4) lie on the puppets of the same videos: `iou`, and `auc` of the scores.
 
     A token is puppet where at least half of its pixels are, over all frames that it stands for.
     """
@@ -97,8 +100,8 @@ def match_quality(
 ) -> dict[str, float]:
     """How near the partners found at tau (Eq. 8) are to the true ones, over the tokens that show the puppet.
 
-    `pck1` is the share within one token, `mse` the mean squared distance in tokens, and `mse_same_place` that of taking
-    every token's own place for its partner.
+    `pck1` is the share within one token, `mse` the mean squared distance in tokens, and `mse_same_place`
+    that of taking every token's own place for its partner.
     """
     grid = studio.grid()
     found: dict[str, list[float]] = {"pck1": [], "mse": [], "mse_same_place": []}

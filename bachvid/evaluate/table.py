@@ -14,7 +14,9 @@ def table(found: Mapping[str, Interval]) -> str:
     """Every figure with its interval, its bar, and whether the interval's worse end clears it."""
     rows = [HEAD, *(row(figure, found[figure.name]) for figure in FIGURES)]
     widths = [max(len(cells[n]) for cells in rows) for n in range(len(HEAD))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) for cells in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) for cells in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
 

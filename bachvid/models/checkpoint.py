@@ -19,7 +19,13 @@ from torch import nn
 
 from bachvid.models.cogvideox import CHECKPOINTS, CogVideoX, CogVideoXConfig
 from bachvid.models.cogvideox_vae import CogVideoXVAE, CogVideoXVAEConfig
-from bachvid.models.layouts import DIFFUSERS_TRANSFORMER, DIFFUSERS_VAE, SAT_TRANSFORMER, SAT_VAE, Layout
+from bachvid.models.layouts import (
+    COGVIDEOX_DIFFUSERS,
+    COGVIDEOX_SAT,
+    COGVIDEOX_VAE_DIFFUSERS,
+    COGVIDEOX_VAE_SAT,
+    Layout,
+)
 from bachvid.models.sat import find_parts, scheduler_config, transformer_config, vae_config
 from bachvid.models.text import TextEncoder, tokenizer_file
 from bachvid.models.weights import (
@@ -67,11 +73,11 @@ class Checkpoint:
     def transformer(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> CogVideoX:
-        layout = SAT_TRANSFORMER if self.layout == "sat" else DIFFUSERS_TRANSFORMER
+        layout = COGVIDEOX_SAT if self.layout == "sat" else COGVIDEOX_DIFFUSERS
         return load(lambda: CogVideoX(self.config), Weights(self.transformer_path), layout, dtype, device)
 
     def vae(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> CogVideoXVAE:
-        layout = SAT_VAE if self.layout == "sat" else DIFFUSERS_VAE
+        layout = COGVIDEOX_VAE_SAT if self.layout == "sat" else COGVIDEOX_VAE_DIFFUSERS
         return load(lambda: CogVideoXVAE(self.vae_config), Weights(self.vae_path), layout, dtype, device)
 
     def text_encoder(
@@ -96,12 +102,12 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
 
 def save_transformer(model: CogVideoX, folder: Path | str, dtype: torch.dtype | None = None) -> None:
     """Write a `transformer/` folder for diffusers, cast to `dtype` if one is given."""
-    _save(model, DIFFUSERS_TRANSFORMER, model.config.to_dict(), Path(folder), dtype)
+    _save(model, COGVIDEOX_DIFFUSERS, model.config.to_dict(), Path(folder), dtype)
 
 
 def save_vae(model: CogVideoXVAE, folder: Path | str, dtype: torch.dtype | None = None) -> None:
     """Write a `vae/` folder for diffusers, cast to `dtype` if one is given."""
-    _save(model, DIFFUSERS_VAE, model.config.to_dict(), Path(folder), dtype)
+    _save(model, COGVIDEOX_VAE_DIFFUSERS, model.config.to_dict(), Path(folder), dtype)
 
 
 def save_index(folder: Path | str, scheduler: Mapping[str, Any]) -> None:

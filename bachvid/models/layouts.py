@@ -50,7 +50,7 @@ def _pattern(ours: str) -> re.Pattern[str]:
 
 SAME = Layout({"*": "*"})  # the release's names are ours
 
-DIFFUSERS_TRANSFORMER = Layout(
+COGVIDEOX_DIFFUSERS = Layout(
     {
         "patch_embed.*": "patch_embed.proj.*",
         "text_embed.*": "patch_embed.text_proj.*",
@@ -80,7 +80,7 @@ _QKV = "transformer.layers.{}.attention.query_key_value.*"
 # the same six for the text.
 _MODULATION = "mixins.adaln_layer.adaLN_modulations.{}.1.*"
 
-SAT_TRANSFORMER = Layout(
+COGVIDEOX_SAT = Layout(
     {
         "patch_embed.*": "mixins.patch_embed.proj.*",
         "text_embed.*": "mixins.patch_embed.text_proj.*",
@@ -106,7 +106,7 @@ SAT_TRANSFORMER = Layout(
     dropped=("mixins.pos_embed.*", "*embed_tokens*", "*freqs_sin", "*freqs_cos", "*position_embedding*"),
 )
 
-DIFFUSERS_VAE = SAME  # our VAE has the names of diffusers
+COGVIDEOX_VAE_DIFFUSERS = SAME  # our VAE has the names of diffusers
 
 _SAT_ENCODER = {
     "encoder.down_blocks.{}.resnets.{}.conv_shortcut.*": "encoder.down.{}.block.{}.nin_shortcut.*",
@@ -128,7 +128,7 @@ _SAT_DECODER = {  # blocks count as they run, the release counts them from the p
     "decoder.mid_block.resnets.0.*": "decoder.mid.block_1.*",
     "decoder.mid_block.resnets.1.*": "decoder.mid.block_2.*",
 }
-SAT_VAE = Layout({**_SAT_ENCODER, **_SAT_DECODER, "*": "*"}, dropped=("loss.*",))
+COGVIDEOX_VAE_SAT = Layout({**_SAT_ENCODER, **_SAT_DECODER, "*": "*"}, dropped=("loss.*",))
 
 # One table embeds the tokens; a file has it under its first name, its second, or both. A full T5 decodes too.
 T5_ENCODER = Layout({"*": "*"}, dropped=("encoder.embed_tokens.weight", "decoder.*", "lm_head.*"))

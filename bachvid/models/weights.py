@@ -34,7 +34,7 @@ def load(
     layout: Layout = SAME,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    wide: Iterable[str] = (),
+    wide: tuple[str, ...] = (),
 ) -> Model:
     """The model that `build` makes, in eval mode; its parameters are read, cast and moved one by one.
 
@@ -83,10 +83,7 @@ class Weights:
                 )
             self._stored.update(found)
         self._stored = {name.removeprefix(PREFIX): stored for name, stored in self._stored.items()}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: stored.shape for name, stored in self._stored.items()}
+        self.shapes = {name: stored.shape for name, stored in self._stored.items()}
 
     def read(self, source: Rows) -> Tensor:
         """The values of a tensor, or of the rows that `source` takes of it; maybe a view of the file."""

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Frames = NDArray[np.uint8]  # (F, H, W, 3), or (H, W, 3) for one picture
-Colour = tuple[int, int, int]
 
 
 def to_frames(video: Tensor) -> Frames:

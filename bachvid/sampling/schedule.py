@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +19,14 @@ class CogVideoXSchedule:
 
     alphas: Tensor  # (train_steps,) float64, falling
     timesteps: tuple[int, ...]  # falling; the timestep the model is told at each step
+    steps: int  # as asked for; `timesteps` may hold a stray one more
 
     def previous(self, t: int) -> int:
         """The timestep a step from t arrives at; negative means clean latents.
 
         It is t - train_steps // steps: not the next list entry where steps does not divide train_steps.
         """
-        return t - len(self.alphas) // len(self.timesteps)
+        return t - len(self.alphas) // self.steps
 
     def alpha_before(self, t: int) -> Tensor:
         """The signal share a step from t arrives at: `alphas[previous(t)]`, or 1 for clean latents."""
@@ -47,7 +49,7 @@ def cogvideox_schedule(
     if not 1 <= steps <= train_steps:
         raise ValueError(f"A run cannot have {steps} steps. Choose 1 to {train_steps}; 50 is usual.")
     alphas = cogvideox_alphas(snr_shift, beta_start, beta_end, train_steps)
-    return CogVideoXSchedule(alphas, trailing_timesteps(steps, train_steps))
+    return CogVideoXSchedule(alphas, trailing_timesteps(steps, train_steps), steps)
 
 
 def cogvideox_alphas(
@@ -70,12 +72,13 @@ def cogvideox_alphas(
 
 
 def trailing_timesteps(steps: int, train_steps: int = 1000) -> tuple[int, ...]:
-    """`steps` timesteps in equal strides down from train_steps - 1; for 50 steps 999, 979, ..., 19.
+    """Timesteps in equal strides down from train_steps - 1; for 50 steps 999, 979, ..., 19.
 
     diffusers rounds numpy.arange(1000, 0, -1000 / steps). Halves are common (48 steps), so the arithmetic is
-    arange's to the last bit, whose stride is the difference of its first two entries. For 62 numbers of steps
-    (61, 103, 121, ...) arange overshoots and diffusers makes one step more, at t = -1: it takes the finished
-    latents for pure noise and puts the model's estimate of the noise in their place. That step is left out.
+    arange's to the last bit: its length comes from the stride, its values from the difference of its first
+    two entries. For 62 numbers of steps (61, 103, 121, ...) it overshoots to a stray -1, at which diffusers takes
+    the finished latents for pure noise; a run refuses those.
     """
-    stride = train_steps - (train_steps - train_steps / steps)
-    return tuple(round(train_steps - i * stride) - 1 for i in range(steps))
+    stride = train_steps / steps
+    drop = train_steps - (train_steps - stride)
+    return tuple(round(train_steps - i * drop) - 1 for i in range(math.ceil(train_steps / stride)))

@@ -117,5 +117,12 @@ def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 def _numbers(clip: Clip) -> tuple[float, ...]:
     gesture = GESTURES[clip.verb]
     place = clip.jitter[0] + (0.0 if gesture.travel else LOCATION_X[clip.where])
-    frame = (place, SOLES + clip.jitter[1], clip.scale, BUILD_WIDTH[clip.build], LEG_LENGTH[clip.legs], clip.heading)
+    frame = (
+        place,
+        SOLES + clip.jitter[1],
+        clip.scale,
+        BUILD_WIDTH[clip.build],
+        LEG_LENGTH[clip.legs],
+        clip.heading,
+    )
     return *frame, *astuple(gesture)

@@ -24,7 +24,9 @@ def paint_stage(clips: list[Clip], height: int, width: int, device: torch.device
     sky = _gradient([scenery.sky_colours(clip) for clip in clips], ((1 - y) / (1 - horizon)).clamp(0, 1))
     ground = _gradient([scenery.ground_colours(clip) for clip in clips], (-above / horizon).clamp(0, 1))
     canvas = sky.repeat(1, 1, 1, width)
-    _paint_slots(canvas, [scenery.sky_things(clip) for clip in clips], x, y - scenery.SKY_LINE, SKY_SLOTS, pixel)
+    _paint_slots(
+        canvas, [scenery.sky_things(clip) for clip in clips], x, y - scenery.SKY_LINE, SKY_SLOTS, pixel
+    )
     canvas.lerp_(ground, (0.5 - above / pixel).clamp(0, 1).unsqueeze(1))
     _paint_slots(canvas, [scenery.horizon_things(clip) for clip in clips], x, above, HORIZON_SLOTS, pixel)
     front = y - scenery.FRONT_LINE
@@ -52,7 +54,9 @@ def _paint_slots(
     if not layers:
         return
     for layer, numbers, colours in zip(layers, *numbers_of(layers, canvas.device), strict=True):
-        numbers, colours = (t.unflatten(0, (-1, slots))[:, slot[0, 0]] for t in (numbers, colours))  # (B, W, 7 and 3)
+        numbers, colours = (
+            t.unflatten(0, (-1, slots))[:, slot[0, 0]] for t in (numbers, colours)
+        )  # (B, W, 7 and 3)
         rows = _rows(layer, y, pixel)
         share = coverage(local, y[:, rows], numbers.unsqueeze(1), pixel)  # (B, rows, W)
         canvas[:, :, rows].lerp_(colours.transpose(1, 2).unsqueeze(2), share.unsqueeze(1))

@@ -45,7 +45,9 @@ class Caption(NamedTuple):
 
     def prompt(self, character_first: bool = False) -> str:
         """The parts joined by one space, background first unless `character_first`."""
-        first, second = (self.character, self.background) if character_first else (self.background, self.character)
+        first, second = (
+            (self.character, self.background) if character_first else (self.background, self.character)
+        )
         return " ".join((first, second, self.action))
 
 

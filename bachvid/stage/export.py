@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def export(recipe: Recipe, work: Work, seed: int, out: Path) -> list[str]:
         save_transformer(dit, out / "transformer", best_half(dit.parameters()))
         written.append(DiTTask.name)
     save_index(out, SCHEDULER)
-    write_json(record(recipe, work, seed, written), out / "training.json")
+    write_json(record(work, seed, written), out / "training.json")
     return written
 
 
@@ -126,7 +126,7 @@ def best_half(parameters: Iterable[Tensor]) -> torch.dtype:
     return min(torch.float16, torch.bfloat16, key=lambda dtype: (flat.to(dtype).float() - flat).norm().item())
 
 
-def record(recipe: Recipe, work: Work, seed: int, parts: list[str]) -> dict[str, Any]:
+def record(work: Work, seed: int, parts: list[str]) -> dict[str, Any]:
     """How these weights came about."""
     states = {part: work.need(part)["state"] for part in parts}
     return {
@@ -135,11 +135,11 @@ def record(recipe: Recipe, work: Work, seed: int, parts: list[str]) -> dict[str,
         "seed": seed,
         "torch": torch.__version__,
         "processor": processor(),
-        "recipe": asdict(recipe),
         "parts": {
             part: {
                 "steps": state["step"],
                 "minutes": round(state["seconds"] / 60, 1),
+                "recipes": state["recipes"],
                 "measured": state["inspections"][-1:],
                 "curve": state["curve"][:: max(1, len(state["curve"]) // 100)],  # [step, seconds, loss]
             }

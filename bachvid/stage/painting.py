@@ -45,7 +45,9 @@ def paint_puppets(canvas: Tensor, layers: Layers, now: Pose, x: Tensor, y: Tenso
         share = coverage(across, up, numbers[:, None, None, None], pixel)
         canvas[(..., *region)].lerp_(colours[:, None, :, None, None], share.unsqueeze(2))
         bare[(..., *region)].mul_(1 - share)
-        owned = (share > 0.29).unsqueeze(2)  # of two shapes that half cover a pixel together, one covers this much
+        owned = (share > 0.29).unsqueeze(
+            2
+        )  # of two shapes that half cover a pixel together, one covers this much
         uv[(..., *region)] = torch.where(owned, place, uv[(..., *region)])
     return Painted(bare, uv)
 

@@ -146,14 +146,21 @@ def _horizon_slots(
     variants = [(0, empty)]
     for size, (state, name) in itertools.product(_SIZES, enumerate(("", "", *world.LANDMARKS), 1)):
         filled = dataclasses.replace(
-            clip, layout=(min(state, LANDMARK),) * HORIZON_SLOTS, sizes=(size,) * HORIZON_SLOTS, landmark=name or clip.landmark
+            clip,
+            layout=(min(state, LANDMARK),) * HORIZON_SLOTS,
+            sizes=(size,) * HORIZON_SLOTS,
+            landmark=name or clip.landmark,
         )
         variants.append((state, filled))
     top = min(0.84, clip.horizon + 0.37)
     found = _slots(plate, seen, variants, HORIZON_SLOTS, clip.horizon - 0.03, top)
     sizes = tuple(variants[index][1].sizes[0] for _, index in found)
     states = [state for state, _ in found]
-    marks = [(state - LANDMARK, slot) for slot, state in enumerate(states) if state is not None and state >= LANDMARK]
+    marks = [
+        (state - LANDMARK, slot)
+        for slot, state in enumerate(states)
+        if state is not None and state >= LANDMARK
+    ]
     cells = [None if state is None else min(state, LANDMARK) for state in states]
     return cells, sizes, marks[0] if len(marks) == 1 else None
 
@@ -182,12 +189,17 @@ def _slots(
     for number in range(slots):
         where = seen & ((slot == number) & (x.abs() < 0.7)) & ((y > low) & (y < high))[:, None]
         views = renders[:, :, where]  # (V, 3, n)
-        costs = (views - plate[:, where]).norm(dim=1).clamp_max(_FAR).sum(1)  # (V,)
+        costs = _distance(views, plate[:, where]).sum(1)  # (V,)
         best = int(costs.argmin())
-        apart = (views - views[best]).norm(dim=1).clamp_max(_FAR)  # (V, n)
+        apart = _distance(views, views[best])  # (V, n)
         others = states != states[best]
-        telling = (apart > 25).sum(1)[others]
+        telling = (apart > 25**2).sum(1)[others]
         lead = ((costs - costs[best]) / apart.sum(1).clamp_min(1))[others]
         clear = bool(((telling >= enough) & (lead > 0.2)).all())
         found.append((int(states[best]) if clear else None, best))
     return found
+
+
+def _distance(views: Tensor, plate: Tensor) -> Tensor:
+    """Squared distance of colours (V, 3, n) to (3, n), no more than that of something else; squares forgive noise."""
+    return (views - plate).square().sum(1).clamp_max(_FAR**2)

@@ -187,7 +187,10 @@ _LANDMARKS: dict[str, list[Paint]] = {
 }
 
 _FRONTS: dict[str, list[Paint]] = {
-    "forest": [Paint(disc(-0.03, 0.0, 0.045), _LEAF), Paint(disc(0.035, -0.01, 0.055), mix(_LEAF, _GLASS, 0.35))],
+    "forest": [
+        Paint(disc(-0.03, 0.0, 0.045), _LEAF),
+        Paint(disc(0.035, -0.01, 0.055), mix(_LEAF, _GLASS, 0.35)),
+    ],
     "village": [
         Paint(taper(-0.025, -0.04, 0.045, 0.032, 0.0, lean=-0.5), _PINE),
         Paint(taper(0.025, -0.04, 0.055, 0.032, 0.0, lean=0.4), _PINE),

@@ -99,7 +99,9 @@ def coverage(x: Tensor, y: Tensor, numbers: Tensor, pixel: Tensor) -> Tensor:
     """
     cx, cy, half_height, bottom, top, rounding, lean = numbers.unbind(-1)
     slope = (top - bottom) / (2 * half_height).clamp_min(1e-6)
-    upright = (1 + (slope.abs() + lean.abs()) ** 2).rsqrt()  # turns horizontal distance into distance to the side
+    upright = (
+        1 + (slope.abs() + lean.abs()) ** 2
+    ).rsqrt()  # turns horizontal distance into distance to the side
     up = y - cy
     beside = (x - cx - lean * up).abs_()
     beside = beside.sub_((bottom + top) / 2 + slope * up).mul_(upright)

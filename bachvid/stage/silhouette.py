@@ -32,7 +32,9 @@ def silhouette(video: Tensor) -> Tensor:
     warm = (video[:, 0] - video[:, 1] > _WARM).unsqueeze(1)
     frames, _, height, width = warm.shape
     # every pixel takes the largest number among its connected neighbours until nothing changes
-    names = torch.arange(1, height * width + 1, dtype=torch.float32, device=video.device).view(1, 1, height, width)
+    names = torch.arange(1, height * width + 1, dtype=torch.float32, device=video.device).view(
+        1, 1, height, width
+    )
     names = names * warm
     while True:
         before = names
@@ -56,8 +58,8 @@ class Track:
     head: Tensor
     bottom: Tensor
     top: Tensor
-    width: Tensor
-    restless: float  # share of the silhouette that differs from its own average over the frames
+    width: Tensor  # mean width of its rows
+    restless: float  # how much the silhouette differs from its own average over the frames, as a share of it
 
 
 def follow(mask: Tensor) -> Track | None:
@@ -67,15 +69,17 @@ def follow(mask: Tensor) -> Track | None:
     height, width = mask.shape[1:]
     x = (torch.arange(width) + 0.5) / height - ASPECT / 2
     y = 1 - (torch.arange(height) + 0.5) / height
-    rows, columns = mask.any(2), mask.any(1)
+    rows = mask.any(2)
     top = torch.where(rows, y, -9.0).amax(1) + 0.5 / height
     bottom = torch.where(rows, y, 9.0).amin(1) - 0.5 / height
     up = (y - bottom[:, None]) / (top - bottom)[:, None]  # (F, H)
     feet = _mean_x(mask & (up < 0.12)[..., None], x)
     head = _mean_x(mask & (up > 0.65)[..., None], x)
-    share = mask.float().mean(0)
-    restless = float((share * (1 - share)).sum() / share.sum())
-    return Track(feet, head, bottom, top, columns.sum(1) / height, restless)
+    reach = 2 * round(height / 24) + 1  # wide enough for a wavering edge to average out, and not for an arm
+    smooth = F.avg_pool2d(mask.float().unsqueeze(1), reach, 1, reach // 2)[:, 0]
+    restless = float(smooth.var(0, correction=0).sum() / smooth.mean(0).sum())
+    width = mask.sum((1, 2)) / height**2 / (top - bottom)
+    return Track(feet, head, bottom, top, width, restless)
 
 
 def action_of(track: Track) -> Action:
@@ -103,7 +107,7 @@ def _verb(track: Track) -> str | None:
         return "leaps" if hops else "walks"
     if hops:
         return "jumps"
-    turned = _above(float(1 - track.width.min() / track.width[0]), 0.35, 0.5)
+    turned = _above(float(1 - track.width.min() / track.width[0]), 0.2, 0.35)
     tilt = ((track.head - track.feet) - (track.head[0] - track.feet[0])).abs().max()
     leans = _above(float(tilt) / tall, 0.15, 0.25)
     sinks = _above(float((track.top[0] - track.top).max()) / tall, 0.06, 0.11)
@@ -115,7 +119,7 @@ def _verb(track: Track) -> str | None:
         return "bows"
     if sinks:
         return "crouches"
-    moves = _above(track.restless, 0.012, 0.02)
+    moves = _above(track.restless, 0.0009, 0.0016)
     return None if moves is None else "waves" if moves else "stands"
 
 

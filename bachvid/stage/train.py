@@ -91,7 +91,8 @@ def run(args: argparse.Namespace, device: str, size: int, meeting: str, rank: in
 def make_task(part: str, recipe: Recipe, work: Work, seed: int, team: Team, device: torch.device) -> Task:
     """The training of one part; ValueError where a denoiser's foundations are not trained yet."""
     if part == VAETask.name:
-        return VAETask(recipe.vae, seed, team, device)
+        decoder_only = work.load(DiTTask.name) is not None
+        return VAETask(recipe.vae, seed, team, device, decoder_only)
     if part == TextTask.name:
         return TextTask(recipe.text, the_tokenizer(recipe, work, seed), seed, team, device)
     frozen = load_frozen(recipe, work, seed, device)

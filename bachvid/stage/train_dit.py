@@ -50,7 +50,7 @@ class DiTRecipe:
     images: Diet
     clips: Diet
     rate: float = 2e-3
-    images_only: float = 0.2  # share of the budget before the first batch of clips
+    images_only: float = 0.35  # share of the budget before the first batch of clips
     image_share: float = 0.4  # of the batches after that
     caption_dropout: float = 0.1
     pace: Pace = PACE
@@ -137,6 +137,9 @@ class DiTTask:
             for kind, diet in self.diets.items()
         }
         self.empty = frozen.text([""], recipe.config.text_length)  # 1 L C
+
+    def begin(self, averaged: nn.Module) -> None:
+        pass
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         seed = self.team.seed(self.seed, step)

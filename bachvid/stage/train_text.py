@@ -146,6 +146,9 @@ class TextTask:
             AdamW(others, recipe.rate, betas=(0.9, 0.99), weight_decay=0.0),
         )
 
+    def begin(self, averaged: nn.Module) -> None:
+        pass
+
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         seed = self.team.seed(self.seed, step)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)

@@ -39,15 +39,18 @@ class VAERecipe:
 
 
 class VAETask:
-    """The loop's view of the autoencoder."""
+    """The loop's view of the autoencoder; `decoder_only` once a denoiser has begun to learn the latents."""
 
     name = "vae"
 
-    def __init__(self, recipe: VAERecipe, seed: int, team: Team, device: torch.device) -> None:
+    def __init__(
+        self, recipe: VAERecipe, seed: int, team: Team, device: torch.device, decoder_only: bool
+    ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.seed, self.team, self.device = recipe, seed, team, device
         self.model = CogVideoXVAE(recipe.config).to(device)
         begin_plain(self.model)
+        self.decoder_only = decoder_only
         self.pace = recipe.pace
         self.counts: dict[str, int] = {}
         kernels = [p for p in self.model.parameters() if p.ndim > 1]
@@ -56,6 +59,12 @@ class VAETask:
             Muon(kernels, recipe.rate),
             AdamW(others, recipe.rate, weight_decay=0.0),
         )
+
+    def begin(self, averaged: nn.Module) -> None:
+        if self.decoder_only:
+            assert isinstance(averaged, CogVideoXVAE)
+            self.model.encoder.load_state_dict(averaged.encoder.state_dict())
+            self.model.encoder.requires_grad_(False)
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         seed = self.team.seed(self.seed, step)

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +69,11 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     @property
+    def recipe(self) -> Any:
+        """A dataclass of every number of the training."""
+        ...
+
+    @property
     def model(self) -> nn.Module: ...
 
     @property
@@ -80,6 +85,10 @@ class Task(Protocol):
     @property
     def counts(self) -> dict[str, int]:
         """What else a checkpoint must hold for the next steps to be the same."""
+        ...
+
+    def begin(self, averaged: nn.Module) -> None:
+        """What is left to do when weights are loaded, before the first step of a run."""
         ...
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
@@ -99,6 +108,13 @@ class State:
     seconds: float = 0.0
     curve: list[list[float]] = field(default_factory=list)  # [step, seconds, loss], every LOG_SECONDS
     inspections: list[dict[str, Any]] = field(default_factory=list)
+    recipes: list[dict[str, Any]] = field(default_factory=list)  # each with the step from which it held
+
+    def note(self, recipe: Any) -> None:
+        """Keep the recipe that holds from here on, unless it is the one that did."""
+        numbers = asdict(recipe)
+        if not self.recipes or self.recipes[-1]["recipe"] != numbers:
+            self.recipes.append({"from_step": self.step, "recipe": numbers})
 
 
 class Work:
@@ -177,6 +193,8 @@ def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module
     averaged = deepcopy(task.model).eval().requires_grad_(False)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in task.optimizers]
     state = resume(task, averaged, work)
+    state.note(task.recipe)
+    task.begin(averaged)
     if team.leads:
         work.log(training=task.name, event="start", step=state.step, spent=round(state.seconds))
     saved = logged = time.monotonic()

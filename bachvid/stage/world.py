@@ -33,7 +33,9 @@ BELLIES = ("plain", "patch", "braces")
 BADGE_CELLS, BADGE_COLOURS = 4, 3
 
 ASPECT = 1.5  # width over height of every stage
-HORIZON_SLOTS = 6  # each empty (0), with the place's first (1) or second thing (2), or the landmark, just once (3)
+HORIZON_SLOTS = (
+    6  # each empty (0), with the place's first (1) or second thing (2), or the landmark, just once (3)
+)
 LANDMARK = 3
 SKY_SLOTS = 3  # each empty, a cloud, or the sun (one sun at most)
 FRONT_SLOTS = 4  # each bare or with a small thing of the place

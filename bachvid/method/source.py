@@ -1,0 +1,86 @@
+"""How the identity's keys and values reach the frame videos: two sources of the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bachvid.method.attends import Lent, Record
+from bachvid.method.denoiser import Denoiser, Take
+from bachvid.method.scout import Scouted
+from bachvid.method.together import Pass, forward
+from bachvid.models.attention import Site
+from bachvid.sampling.loop import denoise
+
+Lend = Mapping[Site, Callable[[], Lent]]  # what may be asked for at each vital layer
+
+
+class Alongside:
+    """The identity goes through every block just before the frame videos and lends what it holds there.
+
+    This is lockstep, and replay where the latents are known from an earlier run. Nothing is kept across
+    layers or steps: one record stands at all vital layers, and every block overwrites it.
+    """
+
+    def __init__(self, identity: Scouted, sites: Sequence[Site]) -> None:
+        self.identity = identity
+        self.sites = sites
+
+    def at(self, step: int, negative: Tensor | None) -> tuple[list[Pass], Lend]:
+        """The pass that goes first, for the prompt or the negative one, and what can be borrowed behind it.
+
+        Where the identity's next latents are known already, it goes no further than the last vital layer.
+        """
+        record, trajectory = Record(), self.identity.trajectory
+        text = self.identity.take.prompt.text if negative is None else negative
+        known = step + 1 < len(trajectory)
+        last = max(site.layer for site in self.sites) if known else None
+        first = Pass(trajectory[step], text, dict.fromkeys(self.sites, record), until=last)
+        return [first], dict.fromkeys(self.sites, record.lend)
+
+
+class Cache:
+    """The identity is finished first; what it lends at every step and vital layer waits in host memory.
+
+    This is the paper's way, kept to compare with: 162 GB for CogVideoX-5B. It holds the conditional branch.
+    """
+
+    def __init__(self, identity: Scouted, sites: Sequence[Site]) -> None:
+        self.identity = identity
+        self.sites = sites
+        self.kept: dict[tuple[int, Site], Lent] = {}
+
+    def fill(self, denoiser: Denoiser) -> Iterator[int]:
+        """Finishes the identity alone, yielding every step taken."""
+        trajectory = self.identity.trajectory
+        reached = len(trajectory) - 1
+        for step in range(reached):
+            self._keep(denoiser, step)
+
+        def predict(takes: Sequence[Take], step: int) -> list[Tensor]:
+            return denoiser.guide(takes, step, self._keep(denoiser, step))
+
+        for step in denoise(predict, [self.identity.take], denoiser.sampler, range(reached, denoiser.steps)):
+            trajectory.append(self.identity.take.latents)
+            yield step
+
+    def at(self, step: int, negative: Tensor | None) -> tuple[list[Pass], Lend]:
+        """No pass, and what was kept of this step."""
+        assert negative is None, "the cache holds the conditional branch"
+        return [], {site: partial(self._lend, step, site) for site in self.sites}
+
+    @torch.no_grad()
+    def _keep(self, denoiser: Denoiser, step: int) -> list[Tensor | None]:
+        records = {site: Record() for site in self.sites}
+        latents, text = self.identity.trajectory[step], self.identity.take.prompt.text
+        predictions = forward(denoiser.model, denoiser.timestep(step), [Pass(latents, text, records)])
+        for site, record in records.items():
+            self.kept[step, site] = Lent(*(x.cpu() for x in record.lend()))
+        return predictions
+
+    def _lend(self, step: int, site: Site) -> Lent:
+        device = self.identity.take.latents.device
+        return Lent(*(x.to(device) for x in self.kept[step, site]))

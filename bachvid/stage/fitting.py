@@ -1,0 +1,134 @@
+"""Explaining pixels with the renderer: windows on a video, puppets painted into them, and poses moved until they fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bachvid.stage.actions import Pose
+from bachvid.stage.body import MATERIALS, side_by_side
+from bachvid.stage.painting import paint_puppets
+from bachvid.stage.world import ASPECT, Clip
+
+FAR = 60.0  # RGB distance of 255 beyond which a pixel is simply something else
+_MARGIN = 3  # pixels kept round a silhouette
+_RIDGE = 2000.0  # squared grey levels that a parameter must explain per step before it moves
+
+
+class View(NamedTuple):
+    """Windows on some frames of a video, all of one size: what is there, and what the empty stage looks like there.
+
+    `pictures` and `plate` (F, 3, h, w) of 255; `x` (1, F, 1, w) and `y` (1, F, h, 1) are pixel centres in heights of the whole
+    picture, which is `height` pixels high.
+    """
+
+    pictures: Tensor
+    plate: Tensor
+    x: Tensor
+    y: Tensor
+    height: int
+
+
+def look(video: Tensor, mask: Tensor, plate: Tensor) -> View:
+    """The view of a video (F, 3, H, W) of 255 round its silhouettes (F, H, W), none empty, before a plate (3, H, W)."""
+    height, width = mask.shape[1:]
+    rows, columns = mask.any(2), mask.any(1)
+    top, bottom = _ends(rows)
+    left, right = _ends(columns)
+    tall = min(height, int((bottom - top).max()) + 1 + 2 * _MARGIN)
+    wide = min(width, int((right - left).max()) + 1 + 2 * _MARGIN)
+    row = _centred(top, bottom, tall, height)  # (F, h)
+    column = _centred(left, right, wide, width)  # (F, w)
+    frame = torch.arange(len(video))[:, None, None]
+    cut = (frame, slice(None), row[:, :, None], column[:, None, :])
+    x = (column + 0.5) / height - ASPECT / 2
+    y = 1 - (row + 0.5) / height
+    plates = plate.expand_as(video)
+    return View(
+        pictures=video[cut].movedim(-1, 1),
+        plate=plates[cut].movedim(-1, 1),
+        x=x[None, :, None, :],
+        y=y[None, :, :, None],
+        height=height,
+    )
+
+
+def _ends(touched: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last true index of each row of (F, n)."""
+    number = torch.arange(touched.shape[1])
+    first = torch.where(touched, number, touched.shape[1]).amin(1)
+    return first, torch.where(touched, number, -1).amax(1)
+
+
+def _centred(first: Tensor, last: Tensor, size: int, limit: int) -> Tensor:
+    """Runs (F, size) of indices below `limit`, centred between first and last."""
+    start = ((first + last - size + 1) / 2).round().long().clamp(0, limit - size)
+    return start[:, None] + torch.arange(size)
+
+
+def picture_of(clips: Sequence[Clip], now: Pose, view: View) -> Tensor:
+    """What the view would show (B, F, 3, h, w) of 255 if these puppets stood there in these poses (B, F)."""
+    canvas = view.plate.repeat(len(clips), 1, 1, 1, 1)
+    paint_puppets(canvas, side_by_side(clips), now, view.x, view.y, view.height)
+    return canvas
+
+
+def shares_of(clips: Sequence[Clip], now: Pose, view: View) -> Tensor:
+    """The share of each material in each pixel (B, F, M + 1, h, w), in the order of MATERIALS, the bare stage last."""
+    frames, _, tall, wide = view.pictures.shape
+    canvas = torch.zeros(len(clips), frames, len(MATERIALS) + 1, tall, wide)
+    canvas[:, :, -1] = 1
+    ones = torch.eye(len(MATERIALS) + 1).tolist()
+    unit = {material: tuple(one) for material, one in zip(MATERIALS, ones, strict=False)}
+    paint_puppets(canvas, side_by_side(clips, lambda _: unit), now, view.x, view.y, view.height)
+    return canvas
+
+
+def unmix(shares: Tensor, view: View, guess: Tensor) -> Tensor:
+    """The colours (B, M, 3) of 255 with which the shares come nearest to the view, by least squares.
+
+    A material that covers less than a pixel or so stays near `guess` (3,).
+    """
+    parts = shares[:, :, :-1].transpose(1, 2).flatten(2)  # (B, M, F * h * w)
+    target = view.pictures - shares[:, :, -1:] * view.plate  # (B, F, 3, h, w)
+    target = target.transpose(1, 2).flatten(2)  # (B, 3, F * h * w)
+    few = 0.3 * torch.eye(parts.shape[1])
+    known = parts @ target.mT + few.sum(1, keepdim=True) * guess
+    return torch.linalg.solve(parts @ parts.mT + few, known)
+
+
+def distance(first: Tensor, second: Tensor) -> Tensor:
+    """Squared colour distance over dimension -3, no more than that of something else; squares forgive noise."""
+    return (first - second).square().sum(-3).clamp_max(FAR**2)
+
+
+def settle(
+    show: Callable[[Tensor], Tensor], start: Tensor, steps: Tensor, pictures: Tensor, rounds: int, reach: float
+) -> Tensor:
+    """Parameters (B, F, P) near `start` with which `show` comes nearest to `pictures` (F, 3, h, w), frame by frame.
+
+    Gauss-Newton with differences of size `steps` (P,); `show` maps (K, F, P) to pictures (K, F, 3, h, w) for K any multiple of B. No
+    parameter ends more than `reach` steps from its start.
+    """
+    now = start
+    batch, _, count = start.shape
+    for _ in range(rounds):
+        tries = torch.cat([now] + [now + steps * torch.eye(count)[i] for i in range(count)])
+        shown = show(tries).unflatten(0, (count + 1, batch))
+        off = pictures - shown[0]  # (B, F, 3, h, w)
+        trust = (FAR / off.norm(dim=2, keepdim=True).clamp_min(1)).clamp_max(1)
+        slopes = ((shown[1:] - shown[0]) * trust).flatten(3)  # (P, B, F, n)
+        normal = torch.einsum("pbfn,qbfn->bfpq", slopes, slopes) + _RIDGE * torch.eye(count)
+        pull = torch.einsum("pbfn,bfn->bfp", slopes, (off * trust).flatten(2))
+        move = torch.linalg.solve(normal, pull).clamp(-3, 3)
+        now = torch.minimum(torch.maximum(now + move * steps, start - reach * steps), start + reach * steps)
+    return now
+
+
+def moved(now: Pose, x: Tensor, y: Tensor) -> Pose:
+    """The poses at other places."""
+    return dataclasses.replace(now, x=x, y=y)

@@ -1,0 +1,138 @@
+"""BachVid as its equations stand in the paper: dense, slow and literal, for the tests to compare with.
+
+Every video is a single row. q, k and v are (H, L, D) of one layer, text first where text shares the sequence;
+masks are (N,) bool. Everything is computed in the dtype it is given in: the tests give float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Encode = Callable[[Tensor, Sequence[int]], Tensor]  # keys (H, n, D) at these n places of the sequence
+
+
+def as_they_are(x: Tensor, places: Sequence[int]) -> Tensor:
+    """Positions that are not rotary: nothing is done to keys."""
+    return x
+
+
+def softmax(scores: Tensor) -> Tensor:
+    exponentials = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+def weights(q: Tensor, k: Tensor) -> Tensor:
+    """Eq. 1: W (H, Lq, Lk) of keys and queries that carry their positions already."""
+    return softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
+
+
+def span_means(q: Tensor, k: Tensor, spans: Sequence[Tensor], tokens: int) -> list[Tensor]:
+    """The two sides of Eq. 3 at one layer, (N,) each: mean attention to the background's words and character's."""
+    text = k.shape[1] - tokens if k.shape[1] > tokens and q.shape[1] > tokens else k.shape[1]
+    to_text = weights(q, k).mean(0)[-tokens:, :text]  # W_v2t: N L
+    segments = [to_text[:, [int(i) for i in span]] for span in spans]  # Eq. 2
+    return [segment.sum(1) / segment.shape[1] for segment in segments]
+
+
+def mask(layers: Sequence[tuple[Tensor, Tensor]], spans: Sequence[Tensor], tokens: int) -> Tensor:
+    """Eq. 4, for q and k of every mask layer."""
+    background, character = (torch.zeros(tokens, dtype=layers[0][0].dtype) for _ in range(2))
+    for q, k in layers:
+        bg, fg = span_means(q, k, spans, tokens)
+        background, character = background + bg, character + fg
+    return background <= character
+
+
+def similarities(frame: Sequence[Tensor], identity: Sequence[Tensor], normalize: bool) -> Tensor:
+    """Eq. 7: S (N, N), summed over layers, for attention outputs (N, C); with `normalize` of cosines (Eq. 5)."""
+    total = torch.zeros(len(frame[0]), len(identity[0]), dtype=frame[0].dtype)
+    for f, i in zip(frame, identity, strict=True):
+        if normalize:
+            f, i = (x / (x**2).sum(-1, keepdim=True).sqrt() for x in (f, i))
+        total = total + f @ i.T
+    return total
+
+
+def best(similarity: Tensor) -> Tensor:
+    """Eq. 8: the column of each row's largest entry."""
+    return similarity.argmax(1)
+
+
+def best_in_frame(similarity: Tensor, per_frame: int) -> Tensor:
+    """Eq. 6: the same among the tokens of the same latent frame, counted through the whole video."""
+    frame = torch.arange(len(similarity)) // per_frame
+    return best(similarity.masked_fill(frame[:, None] != frame[None, :], -torch.inf))
+
+
+class Sets(NamedTuple):
+    """The index sets of Eq. 10-11, as plain lists, and the frame video's mask they come from."""
+
+    mask: list[bool]
+    frame_fg: list[int]
+    identity_fg: list[int]
+    bg: list[int]
+
+
+def index_sets(
+    frame: Sequence[bool], identity: Sequence[bool], partner: Sequence[int], mode: str = "both"
+) -> Sets:
+    fg = [j for j, shows in enumerate(frame) if shows] if mode in ("both", "fg") else []
+    bg = [j for j in range(len(frame)) if not (frame[j] or identity[j])] if mode in ("both", "bg") else []
+    return Sets([bool(m) for m in frame], fg, [int(partner[j]) for j in fg], bg)
+
+
+def injected(
+    q: Tensor, k: Tensor, v: Tensor, lent: tuple[Tensor, Tensor], sets: Sets, encode: Encode = as_they_are
+) -> Tensor:
+    """Eq. 12-14: one softmax over own and injected keys under a mask; k and `lent` without positions yet."""
+    tokens, own = len(sets.mask), k.shape[1]
+    lead = own - tokens
+    k_id, v_id = lent
+    fg, fg_id, bg = ([lead + j for j in places] for places in (sets.frame_fg, sets.identity_fg, sets.bg))
+    keys = [encode(k, range(own)), encode(k_id[:, fg_id], fg), encode(k_id[:, bg], bg)]  # Eq. 12
+    values = [v, v_id[:, fg_id], v_id[:, bg]]
+    k_star, v_star = torch.cat(keys, dim=1), torch.cat(values, dim=1)  # Eq. 13
+
+    seen = torch.zeros(own, own + len(fg) + len(bg), dtype=q.dtype)  # M*
+    for row in range(own):
+        shows = row >= lead and sets.mask[row - lead]
+        place = row >= lead and not shows
+        seen[row, :own] = 1
+        seen[row, own : own + len(fg)] = float(shows)
+        seen[row, own + len(fg) :] = float(place)
+    scores = encode(q, range(own)) @ k_star.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return softmax(scores + seen.log()) @ v_star  # Eq. 14
+
+
+def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp over the union of disjoint key sets, from those of each."""
+    out, total = parts[0]
+    for o, s in parts[1:]:
+        both = torch.logaddexp(total, s)
+        shares = [torch.where(both.isinf(), 0, torch.exp(x - both))[..., None] for x in (total, s)]
+        out, total = shares[0] * out + shares[1] * o, both
+    return out, total
+
+
+def rotary(positions: Tensor, widths: Sequence[int], lead: int) -> Encode:
+    """RoPE in complex numbers: neighbouring channels are one number, turned by position * 10000^(-2i / width).
+
+    `positions` (N, axes) of the video's tokens; `widths` are the channels of each axis. The first `lead`
+    places of the sequence, the text, are not turned.
+    """
+    angles = []
+    for axis, width in enumerate(widths):
+        powers = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles.append(positions[:, axis, None].double() * powers)
+    turns = torch.polar(torch.ones(()).double(), torch.cat(angles, dim=1))  # N D/2
+    turns = torch.cat((torch.ones(lead, turns.shape[1], dtype=turns.dtype), turns))
+
+    def encode(x: Tensor, places: Sequence[int]) -> Tensor:
+        pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * turns[list(places)]).flatten(-2).to(x.dtype)
+
+    return encode

@@ -1,0 +1,231 @@
+"""A run through the command line: diffusers' own latents, the group's files, and what bad input leaves.
+
+pytest tests/test_run.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline
+from safetensors.torch import load_file
+
+from bachvid.__main__ import main
+from bachvid.method.identity import Trajectory
+from bachvid.pictures.files import count_frames
+
+PARTS = ("a small kitchen,", "a red fox,", "looks outside.", "opens the window.")
+SOLVERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One checkpoint of every kind, as diffusers saves it."""
+    root = tmp_path_factory.mktemp("pipelines")
+    tiny.train_tokenizer(root / "tokenizer")
+    for kind in tiny.KINDS:
+        pipeline = tiny.pipeline(root / "tokenizer", kind)
+        pipeline.scheduler = CogVideoXDDIMScheduler(
+            snr_shift_scale=3.0 if kind == "2b" else 1.0,
+            timestep_spacing="trailing",
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            clip_sample=False,
+        )
+        pipeline.transformer.register_to_config(max_text_seq_length=TEXT)
+        pipeline.save_pretrained(root / kind)
+    return {kind: root / kind for kind in tiny.KINDS}
+
+
+TEXT = tiny.TEXT_LENGTH
+
+
+def run(*flags: Any) -> int:
+    return main(["run", *(str(flag) for flag in flags)])
+
+
+def story(*actions: str) -> list[str]:
+    flags = ["--background", "a kitchen", "--character", "a fox"]
+    return [*flags, *(part for action in actions for part in ("--action", action))]
+
+
+CASES = [
+    ("2b", "ddim", False, (64, 48)),
+    ("2b", "dpm", True, (48, 80)),
+    ("5b", "ddim", True, (48, 80)),
+    ("5b", "dpm", False, (80, 48)),
+    ("5b", "dpm", True, (112, 32)),
+    ("1.5", "dpm", False, (80, 48)),
+]
+
+
+@pytest.mark.parametrize(("kind", "solver", "dynamic", "size"), CASES)
+def test_every_step_has_the_latents_of_diffusers(
+    pipelines: dict[str, Path], tmp_path: Path, kind: str, solver: str, dynamic: bool, size: tuple[int, int]
+) -> None:
+    pipeline = CogVideoXPipeline.from_pretrained(pipelines[kind])
+    pipeline.scheduler = SOLVERS[solver].from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    steps: list[torch.Tensor] = []
+
+    def keep(_: Any, step: int, t: Any, seen: dict[str, Any]) -> dict[str, Any]:
+        steps.append(seen["latents"])
+        return {}
+
+    pipeline(
+        "a kitchen a fox looks",
+        width=size[0], height=size[1], num_frames=9, num_inference_steps=5, guidance_scale=4.0,
+        use_dynamic_cfg=dynamic, generator=torch.Generator("cpu").manual_seed(11), output_type="latent",
+        max_sequence_length=TEXT, callback_on_step_end=keep,
+    )  # fmt: skip
+    flags = ["--model", pipelines[kind], *story("looks"), "--solver", solver, "--steps", 5, "--guidance", 4]
+    flags += ["--size", f"{size[0]}x{size[1]}", "--frames", 9, "--seed", 11]
+    flags += ["--dynamic-guidance"] if dynamic else []
+    assert run(*flags, "--save-identity", "--out", tmp_path / "on") == 0
+    assert run(*flags, "--mode", "off", "--out", tmp_path / "off") == 0
+
+    ours = Trajectory.load(tmp_path / "on/identity/trajectory.safetensors").latents
+    assert len(ours) == 6
+    scale = max(1.0, max(float(step.abs().max()) for step in steps))  # random weights may blow up
+    for mine, theirs in zip(ours[1:], steps, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-4 * scale
+    off = load_file(tmp_path / "off/identity/latents.safetensors")["latents"]
+    assert torch.equal(off, ours[-1])  # the method never touches the identity
+
+
+@pytest.fixture(scope="module")
+def made(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three videos and their twins."""
+    out = tmp_path_factory.mktemp("run") / "fox"
+    flags = [*story("looks", "opens", "opens the window"), "--steps", 4, "--with-vanilla", "--save-identity"]
+    assert run("--model", pipelines["5b"], *flags, "--out", out) == 0
+    return out
+
+
+def test_a_run_writes_everything_it_promises(made: Path) -> None:
+    names = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
+    for video in ("identity", "shots/01-opens", "shots/02-opens-the-window"):
+        assert {f"{video}/video.mp4", f"{video}/mask.mp4", f"{video}/latents.safetensors"} <= names
+        assert count_frames(made / video / "video.mp4") == 9
+    assert {"shots/01-opens/match.png", "vanilla/01-opens/video.mp4", "contact.png", "manifest.json"} <= names
+    assert not [name for name in names if name.endswith(".part")]
+
+
+def test_every_setting_is_recorded_with_its_origin(made: Path) -> None:
+    config = json.loads((made / "config.json").read_text())
+    assert config["steps"] == {"value": 4, "from": "flag"}
+    assert config["size"] == {"value": [80, 48], "from": "checkpoint"}
+    assert config["seed"] == {"value": 42, "from": "default"}
+    assert config["recipe"]["from"] == "preset"
+    assert config["story"]["actions"] == ["looks", "opens", "opens the window"]
+
+
+@pytest.mark.parametrize("source", ["replay", "cache"])
+def test_every_source_makes_the_same_videos(
+    made: Path, pipelines: dict[str, Path], tmp_path: Path, source: str
+) -> None:
+    flags = [*story("looks", "opens", "opens the window"), "--steps", 4, "--source", source]
+    assert run("--model", pipelines["5b"], *flags, "--out", tmp_path / "again") == 0
+    for name in ("identity", "shots/01-opens", "shots/02-opens-the-window"):
+        first, second = (load_file(f / name / "latents.safetensors") for f in (made, tmp_path / "again"))
+        assert torch.equal(first["latents"], second["latents"])
+
+
+def test_a_later_run_joins_the_same_world(made: Path, pipelines: dict[str, Path], tmp_path: Path) -> None:
+    flags = [*story("opens the window"), "--steps", 4, "--identity", made / "identity/trajectory.safetensors"]
+    assert run("--model", pipelines["5b"], *flags, "--out", tmp_path / "later") == 0
+    later = load_file(tmp_path / "later/shots/01-opens-the-window/latents.safetensors")["latents"]
+    assert torch.equal(later, load_file(made / "shots/02-opens-the-window/latents.safetensors")["latents"])
+
+
+def test_an_identity_of_another_world_is_refused(
+    made: Path, pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity = made / "identity/trajectory.safetensors"
+    flags = [*story("opens"), "--identity", identity, "--out", tmp_path / "x"]
+    assert run("--model", pipelines["5b"], *flags, "--steps", 5) == 2
+    assert "another steps (4, not 5)" in capsys.readouterr().err
+    assert run("--model", pipelines["2b"], *flags, "--steps", 4) == 2
+    assert "another model" in capsys.readouterr().err
+
+
+def damaged(pipelines: dict[str, Path], folder: Path, what: str) -> Path:
+    """A copy of a good checkpoint with one thing wrong."""
+    import shutil
+
+    shutil.copytree(pipelines["5b"], folder)
+    weights = folder / "transformer/diffusion_pytorch_model.safetensors"
+    if what == "missing":
+        weights.unlink()
+    if what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    if what == "mismatched":
+        weights.write_bytes((pipelines["1.5"] / weights.relative_to(folder)).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("what", ["missing", "truncated", "mismatched"])
+def test_bad_weights_end_with_a_sentence_and_code_3(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    model = damaged(pipelines, tmp_path / "model", what)
+    assert run("--model", model, *story("looks"), "--out", tmp_path / "out") == 3
+    assert_one_sentence(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+MISTAKES = {
+    "unknown model": (["--model", "no-such-model"], "There is no model 'no-such-model'"),
+    "size": (["--size", "50x48"], "multiples of 16. Use 48x48"),
+    "no size": (["--size", "big"], "Write it like 720x480"),
+    "frames": (["--frames", "10"], "8k + 1, and at most 9. Use 9"),
+    "too many frames": (["--frames", "4001"], "at most 9. Use 9"),
+    "steps": (["--steps", "0"], "1 to 1000"),
+    "stray step": (["--steps", "61"], "Use 60"),
+    "empty part": (["--character", " "], "empty character"),
+    "no letters": (["--background", "​"], "background has no word"),
+    "long prompt": (["--action", "opens " * 40], "over the model's limit of 11"),
+    "preset": (["--preset", "none"], "There is no preset 'none'"),
+    "device": (["--device", "tpu"], "'tpu' is not usable here"),
+    "story twice": (["some.txt"], "were both given"),
+    "story": (["--identity", "no/file"], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("flags", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_bad_input_ends_with_a_sentence_and_code_2(
+    pipelines: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    sentence: str,
+) -> None:
+    out = tmp_path / "out"
+    assert run("--model", pipelines["5b"], *story("looks"), "--out", out, *flags) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert_one_sentence(said)
+    assert not out.exists()
+
+
+def test_a_folder_that_is_taken_or_cannot_be_written_is_refused(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").write_text("mine")
+    assert run("--model", pipelines["5b"], *story("looks"), "--out", tmp_path / "taken") == 2
+    assert "not empty" in capsys.readouterr().err
+    assert run("--model", pipelines["5b"], *story("looks"), "--out", tmp_path / "taken/file/x") == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "taken/file").read_text() == "mine"
+
+
+def assert_one_sentence(said: str) -> None:
+    """No traceback, and nothing but one line for people."""
+    lines = [line for line in said.splitlines() if line.startswith("bachvid: ")]
+    assert len(lines) == 1 and "Traceback" not in said
