@@ -19,6 +19,7 @@ import torch
 from bachvid.album import make_album
 from bachvid.console import Console
 from bachvid.errors import guarded
+from bachvid.evaluate.agreement import read_group
 from bachvid.folder import Made, RunFolder, manifest, slug
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.group import Group, vanilla
@@ -34,6 +35,13 @@ from bachvid.settings import Settings, resolve
 from bachvid.settings import add_arguments as add_settings
 from bachvid.story import Story, find_model, find_stories
 
+AGREEMENT = {
+    "psnr_bg": "place (dB)",
+    "cells": "layout",
+    "psnr_fg": "character (dB)",
+    "hidden": "unnamed details",
+}
+
 
 def main(args: argparse.Namespace) -> int:
     """Make what was asked for and say where it lies."""
@@ -42,12 +50,12 @@ def main(args: argparse.Namespace) -> int:
     settings = resolve(args, checkpoint, model)
     joined = Trajectory.load(args.identity) if args.identity else None
     stories = find_stories(args, model)
-    shipped = (model / "training.json").is_file()  # one of ours: small enough to show the twins, and readable
+    of_stage = (model / "training.json").is_file()  # trained here: fast enough for twins, readable exactly
     for n, story in enumerate(stories, start=1):
         out = args.out / f"{n:02}" if args.out and len(stories) > 1 else args.out
         folder = RunFolder.choose(out, story.background)
-        twins = shipped if args.with_vanilla is None else args.with_vanilla
-        Run(model, checkpoint, settings, story, folder, joined, twins, args.save_identity).make()
+        twins = of_stage if args.with_vanilla is None else args.with_vanilla
+        Run(model, checkpoint, settings, story, folder, joined, twins, of_stage, args.save_identity).make()
     return 0
 
 
@@ -62,6 +70,7 @@ class Run:
     folder: RunFolder
     joined: Trajectory | None  # an identity from an earlier run
     with_vanilla: bool
+    of_stage: bool  # the model knows the stage world, so its videos can be read exactly
     save_identity: bool
     console: Console = field(default_factory=Console)
 
@@ -82,6 +91,9 @@ class Run:
             self.decode(vae, [*videos, *twins])
         with self.console.stage("pictures"):
             contact = make_album(self.folder, videos, twins, self.settings.fps)
+        if self.of_stage:
+            with self.console.stage("reading"):
+                self.measure(videos, twins)
         self.folder.write_json("manifest.json", manifest([*videos, *twins], self.console.seconds))
         for video in videos:
             self.console.say(f"{video.name}/video.mp4" + (f": {video.note}" if video.note else ""))
@@ -149,6 +161,17 @@ class Run:
             latents = video.latents[:, video.latents.shape[1] - self.latent_frames :].float()
             with torch.no_grad():
                 video.frames = to_frames(vae.to_video(latents, tiling=self.settings.vae_tiling)[0])
+
+    def measure(self, videos: Sequence[Made], twins: Sequence[Made]) -> None:
+        """What the videos of the group agree in, by the stage's readers, beside their twins."""
+        groups = {"ours": videos, "vanilla": [videos[0], *twins]}
+        agree = {
+            name: read_group([v.frames for v in group]) for name, group in groups.items() if len(group) > 1
+        }
+        self.folder.write_json("metrics.json", agree)
+        for name, figures in agree.items():
+            shown = ", ".join(f"{AGREEMENT[key]} {figures[key]:.2f}" for key in AGREEMENT)
+            self.console.say(f"{name}: {shown}")
 
     def keep(self, takes: Sequence[Take], vanilla: bool = False) -> list[Made]:
         """Names for the videos, and their latents on disk."""

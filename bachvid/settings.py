@@ -108,7 +108,7 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         seed=first("seed", flag=args.seed, default=42),
         size=first("size", flag=_size(args.size), checkpoint=_native_size(checkpoint)),
         frames=first("frames", flag=args.frames, checkpoint=config.sample_frames),
-        fps=first("fps", flag=args.fps, checkpoint=16 if config.patch_frames else 8),
+        fps=first("fps", flag=args.fps, checkpoint=_native_fps(checkpoint)),
         source=first("source", flag=args.source, default="lockstep"),
         dtype=first("dtype", flag=DTYPES.get(args.dtype), default=best_dtype(device, checkpoint)),
         device=device,
@@ -184,6 +184,12 @@ def _native_size(checkpoint: Checkpoint) -> tuple[int, int]:
     if config.patch_frames:  # 1.5 stores the reach of its positions, not a size it was trained on
         return 1360, 768
     return config.sample_width * scale, config.sample_height * scale
+
+
+def _native_fps(checkpoint: Checkpoint) -> int:
+    """Two latent frames a second, or four in 1.5, whatever the number of frames that share a latent."""
+    config = checkpoint.config
+    return max(1, (4 if config.patch_frames else 2) * config.temporal_compression)
 
 
 def _check(settings: Settings, checkpoint: Checkpoint) -> None:

@@ -32,8 +32,7 @@ def weights(q: Tensor, k: Tensor) -> Tensor:
 
 def span_means(q: Tensor, k: Tensor, spans: Sequence[Tensor], tokens: int) -> list[Tensor]:
     """The two sides of Eq. 3 at one layer, (N,) each: mean attention to the background's words and character's."""
-    text = k.shape[1] - tokens if k.shape[1] > tokens and q.shape[1] > tokens else k.shape[1]
-    to_text = weights(q, k).mean(0)[-tokens:, :text]  # W_v2t: N L
+    to_text = weights(q, k).mean(0)[-tokens:]  # W_v2t, heads averaged; text keys come first
     segments = [to_text[:, [int(i) for i in span]] for span in spans]  # Eq. 2
     return [segment.sum(1) / segment.shape[1] for segment in segments]
 

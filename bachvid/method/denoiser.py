@@ -75,12 +75,13 @@ class Denoiser:
     ) -> list[Tensor]:
         """Guided predictions in float32; the unconditional branch is evaluated unless it is given."""
         if not self.guided:
-            return [cond.float() for cond in conditional if cond is not None]
+            return self._finite(step, [cond.float() for cond in conditional if cond is not None])
         if unconditional is None:
             unconditional = [self.unconditional(take, step) for take in takes]
         scale = self.guidance(self.scale, self.sampler.schedule.timesteps[step], self.steps)
         pairs = zip(unconditional, conditional, strict=True)
-        return [combine(u.float(), c.float(), scale) for u, c in pairs if u is not None and c is not None]
+        both = [combine(u.float(), c.float(), scale) for u, c in pairs if u is not None and c is not None]
+        return self._finite(step, both)
 
     def unconditional(self, take: Take, step: int) -> Tensor:
         """The prediction for the negative prompt; at step 0 it depends on the seed alone and is made once."""
@@ -91,3 +92,9 @@ class Denoiser:
         if step == 0:
             self._openings[take.seed] = prediction
         return prediction
+
+    def _finite(self, step: int, predictions: list[Tensor]) -> list[Tensor]:
+        """The predictions; FloatingPointError where they hold inf or NaN, rather than a black video at the end."""
+        if not all(prediction.isfinite().all() for prediction in predictions):
+            raise FloatingPointError(f"the prediction of step {step} is not finite; use --dtype fp32 or bf16")
+        return predictions

@@ -76,8 +76,8 @@ def trailing_timesteps(steps: int, train_steps: int = 1000) -> tuple[int, ...]:
 
     diffusers rounds numpy.arange(1000, 0, -1000 / steps). Halves are common (48 steps), so the arithmetic is
     arange's to the last bit: its length comes from the stride, its values from the difference of its first
-    two entries. For 62 numbers of steps (61, 103, 121, ...) it overshoots to a stray -1, at which diffusers takes
-    the finished latents for pure noise; a run refuses those.
+    two entries. For 62 numbers of steps (61, 103, 121, ...) it overshoots to a stray -1, at which diffusers
+    takes the finished latents for pure noise; a run refuses those.
     """
     stride = train_steps / steps
     drop = train_steps - (train_steps - stride)

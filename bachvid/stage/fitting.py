@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -128,7 +127,3 @@ def settle(
         now = torch.minimum(torch.maximum(now + move * steps, start - reach * steps), start + reach * steps)
     return now
 
-
-def moved(now: Pose, x: Tensor, y: Tensor) -> Pose:
-    """The poses at other places."""
-    return dataclasses.replace(now, x=x, y=y)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +20,14 @@ from torch import Tensor
 from bachvid.stage import world
 from bachvid.stage.actions import Pose, pose
 from bachvid.stage.body import CELLS, HIP, LEG_LENGTH, MATERIALS, dyes, strokes
-from bachvid.stage.fitting import View, distance, look, moved, picture_of, settle, shares_of, unmix
+from bachvid.stage.fitting import View, distance, look, picture_of, settle, shares_of, unmix
 from bachvid.stage.palette import BADGE, BODIES, CLOTHES, RGB
 from bachvid.stage.render import clip_phases, render_pose
 from bachvid.stage.shapes import extent
 from bachvid.stage.silhouette import Action, Track
 from bachvid.stage.world import Clip
 
+_ANY: RGB = (190.0, 100.0, 110.0)  # a warm colour amid all others, for a material that is hardly seen
 _KEPT = 6  # puppets that are fitted closely
 _TELLING = 25.0**2  # squared distance at which a pixel tells two answers apart
 _FEW = 3.0  # pixels at a picture 64 high: fewer decide nothing
@@ -54,14 +56,26 @@ class PuppetReading:
     known: Tensor
 
 
-def read_puppet(video: Tensor, mask: Tensor, track: Track, action: Action, stage: Clip, plate: Tensor) -> PuppetReading:
-    """The puppet of a video (F, 3, H, W) of 255 at `mask` (F, H, W) before `plate` (3, H, W), which `stage` explains."""
+def read_puppet(
+    video: Tensor, mask: Tensor, track: Track, action: Action, stage: Clip, plate: Tensor
+) -> PuppetReading:
+    """The puppet of a video (F, 3, H, W) of 255 at `mask` (F, H, W) before `plate` (3, H, W) of the stage `stage`."""
     ends = [0, len(video) - 1]
     view = look(video[ends], mask[ends], plate)
-    clip, now, found = _upright(view, track, _guesses(stage, action))
-    details, clip = _details(view, clip, now)
-    uv, known = _follow(look(video, mask, plate), clip, now, track, plate)
-    return PuppetReading(**found, **details, clip=clip, uv=uv, known=known)
+    puppet = _nearest_puppet(view, track, _guesses(stage, action))
+    puppet = _add_details(view, puppet)
+    whole = look(video, mask, plate)
+    uv, known = _follow(whole, puppet, track, plate)
+    return PuppetReading(**puppet.clear, clip=puppet.clip, uv=uv, known=known)
+
+
+@dataclass(frozen=True)
+class _Puppet:
+    """A puppet laid over the view: the clip, its spots (F, 3) = x, y, scale, and the attributes that are clear."""
+
+    clip: Clip
+    spots: Tensor
+    clear: dict[str, Any]
 
 
 def _guesses(stage: Clip, action: Action) -> list[Clip]:
@@ -82,32 +96,158 @@ def _guesses(stage: Clip, action: Action) -> list[Clip]:
     ]
 
 
-# --- upright: which puppet, how big, in which colours -----------------------------------------------------------------
+# --- upright: which puppet, how big, in which colours ---------------------------------------------------------
 
 
-def _upright(view: View, track: Track, guesses: list[Clip]) -> tuple[Clip, Pose, dict[str, object]]:
-    """The puppet nearest to the view, its two poses, and its attributes as far as they are clear."""
-    places = [_place(clip, track) for clip in guesses]
-    _, costs = _dress(view, guesses, torch.stack(places))
-    kept = costs.argsort()[:_KEPT].tolist()
-    few = [guesses[index] for index in kept]
-    few, _ = _dress(view, few, torch.stack([places[index] for index in kept]))
-    start = torch.stack([places[index] for index in kept])
-    pixel = 1 / view.height
-    fit = settle(
-        lambda p: picture_of(few * (len(p) // len(few)), _stand(few * (len(p) // len(few)), p), view),
-        start,
-        torch.tensor([pixel / 2, pixel / 2, 0.02]),
-        view.pictures,
-        rounds=3,
-        reach=6,
+def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> _Puppet:
+    spots = torch.stack([_place(clip, track) for clip in guesses])  # (B, F, 3)
+    costs = torch.cat([_dress(view, *few).costs for few in _chunks(guesses, spots)])
+    kept = costs.argsort()[:_KEPT]
+    guesses, spots = [guesses[index] for index in kept.tolist()], spots[kept]
+    dressed = _dress(view, guesses, spots).clips
+    steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.015])
+    spots = settle(lambda tries: _show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=6.0)
+    spots[..., 2] = spots[..., 2].mean(1, keepdim=True)  # a puppet keeps its size
+    final = _dress(view, guesses, spots)
+    best = int(final.costs.argmin())
+    shown = _show(view, final.clips, spots)
+    clear = {
+        name: _if_clear(view, [getattr(clip, name) for clip in final.clips], shown)
+        for name in ("kind", "accessory", "build", "legs")
+    }
+    clear |= _clear_colours(final.colours[best], final.pixels[best], view.height)
+    return _Puppet(final.clips[best], spots[best], clear)
+
+
+def _chunks(clips: list[Clip], spots: Tensor, size: int = 16) -> Iterator[tuple[list[Clip], Tensor]]:
+    for start in range(0, len(clips), size):
+        yield clips[start : start + size], spots[start : start + size]
+
+
+def _place(clip: Clip, track: Track) -> Tensor:
+    """Where the puppet must stand (F, 3) to be as high as the silhouette in its first and last frame: x, y, scale."""
+    _, _, _, head = extent(stroke.shape for stroke in strokes(clip) if stroke.part == "head")
+    _, _, soles, _ = extent(stroke.shape for stroke in strokes(clip) if stroke.part == "left_leg")
+    leg = LEG_LENGTH[clip.legs]
+    spots = []
+    for frame in (0, -1):
+        bottom, top = float(track.bottom[frame]), float(track.top[frame])
+        scale = (top - bottom) / (head - HIP + (HIP - soles) * leg)
+        spots.append((float(track.feet[frame]), bottom - soles * leg * scale, scale))
+    return torch.tensor(spots)
+
+
+def _stand(clips: Sequence[Clip], spots: Tensor, phases: Tensor) -> Pose:
+    """The clips' poses at `phases` (F,), but at the spots (B, F, 3)."""
+    x, y, scale = spots.unbind(-1)
+    return dataclasses.replace(pose(list(clips), phases.expand(len(clips), -1)), x=x, y=y, scale=scale)
+
+
+def _show(view: View, clips: list[Clip], spots: Tensor) -> Tensor:
+    """The view with each puppet at each of its spots (K, F, 3), K a multiple of the clips: (K, F, 3, h, w)."""
+    many = clips * (len(spots) // len(clips))
+    return picture_of(many, _stand(many, spots, clip_phases(1, spots.shape[1])), view)
+
+
+class _Dressed(NamedTuple):
+    """Puppets in the world's colours nearest to the view, the exact colours (B, M, 3), over how many pixels each
+    stands (B, M), and what remains unexplained (B,)."""
+
+    clips: list[Clip]
+    colours: Tensor
+    pixels: Tensor
+    costs: Tensor
+
+
+def _dress(view: View, clips: list[Clip], spots: Tensor) -> _Dressed:
+    shares = shares_of(clips, _stand(clips, spots, clip_phases(1, spots.shape[1])), view)
+    colours = unmix(shares, view, torch.tensor(_ANY))
+    dressed = [_in_colours(clip, found) for clip, found in zip(clips, colours, strict=True)]
+    world_colours = torch.tensor([[dyes(clip)[material] for material in MATERIALS] for clip in dressed])
+    shown = torch.einsum("bfmhw,bmc->bfchw", shares[:, :, :-1], world_colours) + shares[:, :, -1:] * view.plate
+    costs = distance(shown, view.pictures).sum((1, 2, 3))
+    return _Dressed(dressed, colours, shares[:, :, :-1].sum((1, 3, 4)), costs)
+
+
+def _in_colours(clip: Clip, colours: Tensor) -> Clip:
+    """The clip with the words whose colours are nearest to the materials' (M, 3)."""
+    named = dict(zip(MATERIALS, colours, strict=True))
+    return dataclasses.replace(
+        clip,
+        colour=_ranked(named["body"], BODIES)[0][1],
+        accessory_colour=_ranked(named["cloth"], CLOTHES)[0][1],
+        trousers=_ranked(named["trousers"], CLOTHES)[0][1],
+        badge=tuple(_ranked(named[cell], dict(enumerate(BADGE)))[0][1] for cell in CELLS),
     )
-    fit[..., 2] = fit[..., 2].mean(1, keepdim=True)  # a puppet keeps its size
-    few, costs = _dress(view, few, fit)
+
+
+def _clear_colours(colours: Tensor, pixels: Tensor, height: int) -> dict[str, Any]:
+    """The words of the materials' colours (M, 3), None where too few pixels (M,) show one or two words are as near."""
+
+    def word(material: str, palette: Mapping[Any, RGB]) -> Any:
+        number = MATERIALS.index(material)
+        (first, name), (second, _) = _ranked(colours[number], palette)[:2]
+        return name if first < 0.6 * second and pixels[number] >= _FEW * (height / 64) ** 2 else None
+
+    return {
+        "colour": word("body", BODIES),
+        "accessory_colour": word("cloth", CLOTHES),
+        "trousers": word("trousers", CLOTHES),
+        "badge": tuple(word(cell, dict(enumerate(BADGE))) for cell in CELLS),
+    }
+
+
+def _ranked(colour: Tensor, palette: Mapping[Any, RGB]) -> list[tuple[float, Any]]:
+    """Distances and words of a palette, the nearest first."""
+    off = [(float((colour - torch.tensor(rgb)).norm()), name) for name, rgb in palette.items()]
+    return sorted(off, key=lambda pair: pair[0])
+
+
+def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
+    """The answer whose picture (B, F, 3, h, w) is nearest to the view, or None where the pixels that tell it from another
+    answer are few or undecided."""
+    costs = distance(shown, view.pictures).sum((1, 2, 3))
     best = int(costs.argmin())
-    shown = picture_of(few, _stand(few, fit), view)
-    clear = _clear(few, ("kind", "accessory", "build", "legs"), best, shown, view)
-    colours = unmix(shares_of(few[best : best + 1], _stand(few[best : best + 1], fit[best : best + 1]), view), view, _GUESS)
-    ...
+    apart = distance(shown, shown[best])  # (B, F, h, w)
+    others = torch.tensor([answer != answers[best] for answer in answers])
+    telling = (apart > _TELLING).sum((1, 2, 3)) >= _FEW * (view.height / 64) ** 2
+    leads = (costs - costs[best]) / apart.sum((1, 2, 3)).clamp_min(1) > 0.2
+    return answers[best] if bool((telling & leads)[others].all()) else None
 
 
+# --- details and movement -------------------------------------------------------------------------------------
+
+
+def _add_details(view: View, puppet: _Puppet) -> _Puppet:
+    """The puppet with eyes and belly read."""
+    clip, clear = puppet.clip, dict(puppet.clear)
+    for name, answers in (("eyes", world.EYES), ("belly", world.BELLIES)):
+        tries = [dataclasses.replace(clip, **{name: answer}) for answer in answers]
+        shown = _show(view, tries, puppet.spots.expand(len(tries), -1, -1))
+        clear[name] = _if_clear(view, answers, shown)
+        clip = tries[int(distance(shown, view.pictures).sum((1, 2, 3)).argmin())]
+    return dataclasses.replace(puppet, clip=clip, clear=clear)
+
+
+def _follow(view: View, puppet: _Puppet, track: Track, plate: Tensor) -> tuple[Tensor, Tensor]:
+    """Body coordinates (F, H, W, 2) in every frame and where the puppet covers the picture (F, H, W).
+
+    Frame by frame the puppet starts where the track has its feet, at the moment of its action that the frame's number
+    says, and place and moment are moved until the pictures agree.
+    """
+    frames = len(view.pictures)
+    scale = puppet.spots[0, 2].expand(frames)
+    phases = clip_phases(1, frames)[0]
+    drift = torch.stack([track.feet - track.feet[0], track.bottom - track.bottom[0]], 1)
+    start = torch.cat([puppet.spots[0, :2] + drift, phases[:, None]], 1)[None]  # (1, F, 3) = x, y, phase
+
+    def stand(tries: Tensor) -> tuple[list[Clip], Pose]:
+        x, y, moment = tries.unbind(-1)
+        clips = [puppet.clip] * len(tries)
+        return clips, dataclasses.replace(pose(clips, moment), x=x, y=y, scale=scale.expand_as(x))
+
+    steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.02])
+    fit = settle(lambda tries: picture_of(*stand(tries), view), start, steps, view.pictures, rounds=3, reach=6.0)
+    clips, now = stand(fit)
+    shown = render_pose([dataclasses.replace(clips[0], scale=float(scale[0]))], now, plate[None] / 127.5 - 1)
+    return shown.uv[0], shown.mask[0]
