@@ -87,6 +87,7 @@ class Run:
             videos = self.denoise(denoiser, prompts)
         with self.console.stage("vanilla"):
             twins = self.twins(denoiser, prompts) if self.with_vanilla else []
+        del denoiser  # decoding is where memory runs out
         with self.console.stage("decode"):
             self.decode(vae, [*videos, *twins])
         with self.console.stage("pictures"):

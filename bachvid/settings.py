@@ -213,11 +213,14 @@ def _check(settings: Settings, checkpoint: Checkpoint) -> None:
         raise UsageError(
             f"--steps {settings.steps} does not fit: 1 to {train_steps}. Use {settings.recipe.steps}."
         )
-    if read_sampler(settings.scheduler, settings.steps).schedule.timesteps[-1] < 0:
-        near = settings.steps - 1
-        raise UsageError(
-            f"--steps {settings.steps} makes CogVideoX's schedule end in a step of noise. Use {near}."
-        )
+    if _ends_in_noise(settings, settings.steps):
+        fine = next(n for n in range(settings.steps, 0, -1) if not _ends_in_noise(settings, n))
+        raise UsageError(f"--steps {settings.steps} makes the schedule end in a step of noise. Use {fine}.")
+
+
+def _ends_in_noise(settings: Settings, steps: int) -> bool:
+    """Whether the schedule overshoots by one step, as it does for 62 numbers of steps (61, 103, ...)."""
+    return read_sampler(settings.scheduler, steps).schedule.timesteps[-1] < 0
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ def weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def span_means(q: Tensor, k: Tensor, spans: Sequence[Tensor], tokens: int) -> list[Tensor]:
-    """The two sides of Eq. 3 at one layer, (N,) each: mean attention to the background's words and character's."""
+    """The two sides of Eq. 3 at one layer, (N,) each: mean attention to the words of each span."""
     to_text = weights(q, k).mean(0)[-tokens:]  # W_v2t, heads averaged; text keys come first
     segments = [to_text[:, [int(i) for i in span]] for span in spans]  # Eq. 2
     return [segment.sum(1) / segment.shape[1] for segment in segments]
@@ -47,7 +47,7 @@ def mask(layers: Sequence[tuple[Tensor, Tensor]], spans: Sequence[Tensor], token
 
 
 def similarities(frame: Sequence[Tensor], identity: Sequence[Tensor], normalize: bool) -> Tensor:
-    """Eq. 7: S (N, N), summed over layers, for attention outputs (N, C); with `normalize` of cosines (Eq. 5)."""
+    """Eq. 7: S (N, N), for the attention outputs (N, C) of all layers; with `normalize` of cosines (Eq. 5)."""
     total = torch.zeros(len(frame[0]), len(identity[0]), dtype=frame[0].dtype)
     for f, i in zip(frame, identity, strict=True):
         if normalize:
@@ -118,7 +118,7 @@ def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def rotary(positions: Tensor, widths: Sequence[int], lead: int) -> Encode:
-    """RoPE in complex numbers: neighbouring channels are one number, turned by position * 10000^(-2i / width).
+    """RoPE in complex numbers: two neighbouring channels are one, turned by position * 10000^(-2i / width).
 
     `positions` (N, axes) of the video's tokens; `widths` are the channels of each axis. The first `lead`
     places of the sequence, the text, are not turned.

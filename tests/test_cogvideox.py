@@ -12,7 +12,7 @@ from diffusers import CogVideoXTransformer3DModel as Transformer
 from torch import Tensor
 
 from bachvid.models.cogvideox import CogVideoX, CogVideoXConfig
-from bachvid.models.layouts import DIFFUSERS_TRANSFORMER
+from bachvid.models.layouts import COGVIDEOX_DIFFUSERS
 from bachvid.models.rope import resized_positions
 
 BASE = {"attention_head_dim": 16, "text_embed_dim": 12, "max_text_seq_length": 7}
@@ -28,7 +28,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 # Latents (T, H, W); the trained grid is 3 x 5 tokens. 7 x 9 leaves a row and a column over.
 SHAPES = [(3, 6, 10), (1, 6, 10), (5, 8, 4), (2, 4, 6), (3, 10, 14), (3, 7, 9)]
 PORTRAIT_LANDSCAPE = [(1, 20, 4), (1, 4, 20)]
-# Where a fitted length or a margin falls on a half: 4.5 columns, 3.5 columns, 2.5 rows, 1.5 rows, margins 0.5 and 1.5.
+# Where a fitted length or a margin falls on a half: 4.5, 3.5 columns; 2.5, 1.5 rows; margins of 0.5 and 1.5.
 TIES = [(1, 12, 18), (1, 12, 14), (1, 10, 20), (2, 6, 20), (1, 12, 10)]
 CASES = [
     *[("A", shape) for shape in SHAPES],
@@ -55,7 +55,7 @@ def ours(model: Transformer) -> CogVideoX:
     """Our model with the parameters of diffusers', every one of which must have its place."""
     built = CogVideoX(CogVideoXConfig.from_dict(dict(model.config)))
     state = model.state_dict()
-    places = {name: DIFFUSERS_TRANSFORMER.source(name).name for name in built.state_dict()}
+    places = {name: COGVIDEOX_DIFFUSERS.source(name).name for name in built.state_dict()}
     assert sorted(places.values()) == sorted(state)
     built.load_state_dict({name: state[place] for name, place in places.items()})
     return built.to(model.dtype).eval()
@@ -102,7 +102,7 @@ def test_prediction_is_that_of_diffusers(
 @pytest.mark.parametrize("variant", ["A", "B", "C"])
 @torch.no_grad()
 def test_every_parameter_and_input_counts(variant: str) -> None:
-    """What the parity above rests on: nothing random is without effect, so nothing can be misplaced unseen."""
+    """What the parity above rests on: nothing is without effect, so nothing can be misplaced unseen."""
     model = ours(theirs(variant))
     latents, t, text = inputs(theirs(variant), (2, 6, 10))
     expected = model(latents, t, text)

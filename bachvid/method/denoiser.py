@@ -94,7 +94,7 @@ class Denoiser:
         return prediction
 
     def _finite(self, step: int, predictions: list[Tensor]) -> list[Tensor]:
-        """The predictions; FloatingPointError where they hold inf or NaN, rather than a black video at the end."""
+        """The predictions; FloatingPointError where they hold inf or NaN."""
         if not all(prediction.isfinite().all() for prediction in predictions):
             raise FloatingPointError(f"the prediction of step {step} is not finite; use --dtype fp32 or bf16")
         return predictions

@@ -1,0 +1,68 @@
+"""The shipped models: diffusers loads and runs them, the method holds on them, and they are small enough to ship.
+
+    pytest tests/test_shipped.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import CogVideoXPipeline
+from safetensors.torch import load_file
+
+from bachvid.__main__ import main
+from bachvid.method.recipe import load_preset
+from bachvid.models.checkpoint import open_checkpoint
+from bachvid.story import WEIGHTS, read_stories
+
+MODELS = sorted(path.parent.name for path in WEIGHTS.glob("*/model_index.json"))
+MIB = 2**20
+
+
+def test_there_is_a_shipped_model() -> None:
+    assert "tiny-cogvideox" in MODELS
+
+
+def test_weights_are_small_enough() -> None:
+    sizes = {path: path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) < 64 * MIB
+    assert {str(path): size for path, size in sizes.items() if size >= 16 * MIB} == {}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_shipped_model_comes_with_story_preset_and_record(name: str) -> None:
+    folder = WEIGHTS / name
+    (story,) = read_stories(folder / "story.txt")
+    recipe = load_preset(folder / "preset.json")
+    layers = open_checkpoint(folder).config.layers
+    assert max(*recipe.mask_layers, *recipe.match_layers, *recipe.kv_layers) <= layers
+    assert len(story.actions) == 4
+    record = json.loads((folder / "training.json").read_text())
+    assert record  # recipe, seed, steps, losses, time, kind of processor
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_diffusers_makes_the_same_video(name: str, tmp_path: Path) -> None:
+    folder = WEIGHTS / name
+    story = read_stories(folder / "story.txt")[0].videos[1]
+    config = open_checkpoint(folder).config
+    flags = ["--background", story.background, "--character", story.character, "--action", story.action]
+    flags += ["--mode", "off", "--steps", "4", "--seed", "5", "--out", str(tmp_path / "ours")]
+    assert main(["run", "--model", name, *flags]) == 0
+    ours = load_file(tmp_path / "ours/identity/latents.safetensors")["latents"]
+
+    pipeline = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        story.prompt(),
+        num_inference_steps=4,
+        guidance_scale=load_preset(folder / "preset.json").guidance,
+        generator=torch.Generator("cpu").manual_seed(5),
+        max_sequence_length=config.text_length,
+        output_type="latent",
+    ).frames
+    assert theirs.std() > 0.3  # a video, not a blank
+    assert (ours - theirs).abs().max() <= 1e-4
