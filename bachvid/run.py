@@ -92,7 +92,7 @@ class Run:
             self.decode(vae, [*videos, *twins])
         with self.console.stage("pictures"):
             contact = make_album(self.folder, videos, twins, self.settings.fps)
-        if self.of_stage:
+        if self.of_stage and self.settings.frames > 1:
             with self.console.stage("reading"):
                 self.measure(videos, twins)
         self.folder.write_json("manifest.json", manifest([*videos, *twins], self.console.seconds))

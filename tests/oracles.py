@@ -47,7 +47,7 @@ def mask(layers: Sequence[tuple[Tensor, Tensor]], spans: Sequence[Tensor], token
 
 
 def similarities(frame: Sequence[Tensor], identity: Sequence[Tensor], normalize: bool) -> Tensor:
-    """Eq. 7: S (N, N), for the attention outputs (N, C) of all layers; with `normalize` of cosines (Eq. 5)."""
+    """Eq. 7: S (N, N), for the attention outputs (N, C) of each layer; with `normalize` cosines (Eq. 5)."""
     total = torch.zeros(len(frame[0]), len(identity[0]), dtype=frame[0].dtype)
     for f, i in zip(frame, identity, strict=True):
         if normalize:

@@ -29,8 +29,8 @@ class Watched:
 
     @property
     def lost(self) -> bool:
-        """Whether there is no puppet in some frame."""
-        return not bool(self.reading.mask.flatten(1).any(1).all())
+        """Whether some frame has no puppet."""
+        return self.reading.clip is None
 
 
 def read_group(videos: Sequence[Frames], clips: Sequence[Clip] | None = None) -> dict[str, float]:

@@ -61,7 +61,7 @@ def measure_group(studio: Studio, seed: int, number: int, prompts: int) -> dict[
         "only_background": made(replace(recipe, mode="bg"), shared),
         "random_match": made(replace(recipe, refresh=False), shared, torch.Generator().manual_seed(noise[0])),
     }
-    measured = {}
+    measured: dict[str, float] = {}
     for name, frames in runs.items():
         found = agreement([identity.watched, *frames]) | rightness(frames, clips[1:])
         measured |= within(name, found)

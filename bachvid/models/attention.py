@@ -65,7 +65,7 @@ def attend_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     exist; everywhere else rows are taken in blocks.
     """
     batch, heads, queries, width = q.shape
-    if k.shape[0] != batch or k.shape != v.shape or k.shape[-1] != width:
+    if k.shape[:2] != (batch, heads) or k.shape[-1] != width or k.shape != v.shape:
         raise ValueError(
             f"keys {tuple(k.shape)} and values {tuple(v.shape)} do not fit queries {tuple(q.shape)}"
         )

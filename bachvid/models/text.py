@@ -78,10 +78,10 @@ class Tokenizer:
         return [*ids, EOS, *[PAD] * -over]
 
     def _characters(self, text: str, piece: _Piece, after: int) -> tuple[int, int]:
-        start = piece.start
-        while start < piece.end and self._is_space(text[start]):
+        start, mark = piece.start, piece.text == SPACE
+        while start < (piece.end if mark else piece.end - 1) and self._is_space(text[start]):
             start += 1
-        if piece.text == SPACE:
+        if mark:
             return start, start
         end = max(piece.end, after, start + 1)  # `after`: the tokenizers library forgets combining marks
         while end > start + 1 and self._is_space(text[end - 1]):

@@ -86,8 +86,8 @@ def pose(clips: list[Clip], phases: Tensor) -> Pose:
 def into_body(now: Pose, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Body coordinates of picture positions, for each part as if the position lay on it.
 
-    `x` (B, F, 1, w) from the middle and `y` (B, F, h, 1) up from the bottom edge, in heights; the result's tensors broadcast
-    to (B, F, h, w).
+    `x` (B, F, 1, w) from the middle and `y` (B, F, h, 1) up from the bottom edge, in heights; the result's
+    tensors broadcast to (B, F, h, w).
     """
     p = Pose(**{name: value[..., None, None] for name, value in vars(now).items()})
     across, up = (x - p.x) / (p.scale * p.width), (y - p.y) / p.scale

@@ -1,4 +1,4 @@
-"""The empty stage, painted once per clip: sky, ground, the things in their slots, the landmark, the curtain."""
+"""The empty stage, painted once per clip: sky, ground, the things in their slots, the curtain."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _gradient(ends: list[tuple[RGB, RGB]], share: Tensor) -> Tensor:
 def _paint_slots(
     canvas: Tensor, things: list[list[list[Paint]]], x: Tensor, y: Tensor, slots: int, pixel: Tensor
 ) -> None:
-    """Paints every slot's things into canvas (B, 3, H, W) at once: each column takes the numbers of its own slot."""
+    """Paints all slots' things into canvas (B, 3, H, W) at once: a column takes its own slot's numbers."""
     slot = ((x / SLOTS_WIDTH + 0.5) * slots).floor().long().clamp(0, slots - 1)  # (1, 1, W)
     local = x - ((slot + 0.5) / slots - 0.5) * SLOTS_WIDTH
     flat = [paints for clip in things for paints in clip]
@@ -63,7 +63,7 @@ def _paint_slots(
 
 
 def _rows(layer: list[Paint], y: Tensor, pixel: Tensor) -> slice:
-    """The rows of y (1 or B, H, 1) that any shape of the layer can touch; all of them off the CPU, where asking costs more."""
+    """The rows of y (1 or B, H, 1) that a shape of the layer can touch; off the CPU asking costs more."""
     if y.device.type != "cpu":
         return slice(None)
     _, _, low, high = extent(paint.shape for paint in layer)

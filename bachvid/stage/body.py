@@ -1,8 +1,9 @@
 """The paper puppet: every part as it is drawn in the rest puppet's own coordinates.
 
 Body coordinates are heights of the picture at scale 1, x from the middle, y up from the soles, with the arms
-stretched out sideways so that no two parts share a place. Pose and proportions only bend the way from the picture
-to these coordinates (`actions.py`), so the same spot of the same part has the same (u, v) in every picture.
+stretched out sideways so that no two parts share a place. Pose and proportions only bend the way from the
+picture to these coordinates (`actions.py`), so the same spot of the same part has the same (u, v) in every
+picture.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Stroke(NamedTuple):
 def side_by_side(
     clips: Sequence[Clip], dye: Callable[[Clip], Mapping[str, tuple[float, ...]]] | None = None
 ) -> list[tuple[Stroke, ...]]:
-    """The clips' strokes from back to front, each layer with one stroke of every clip; layers nobody has are left out.
+    """The clips' strokes from back to front, each layer with one stroke of every clip; layers nobody has are
+    left out.
 
     `dye` gives each material of a clip its numbers; left out, these are its colours (`dyes`).
     """
@@ -80,7 +82,7 @@ def dyes(clip: Clip) -> dict[str, RGB]:
 
 
 def strokes(clip: Clip) -> list[Stroke]:
-    """The puppet from back to front; every clip has the same strokes in this order, an absent one is `NOTHING`."""
+    """The puppet from back to front: the same strokes in every clip, an absent one is `NOTHING`."""
     return [
         Stroke("torso", _CAPE if clip.accessory == "cape" else NOTHING, "cloth"),
         *_ears(clip),

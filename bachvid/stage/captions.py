@@ -1,8 +1,10 @@
-"""What a caption says about a clip: background, character and action, the first two built alike word for word.
+"""What a caption says about a clip: background, character and action, the first two built alike word for
+word.
 
-Eq. 3 of the paper compares mean attention over the two spans, and function words draw attention of their own, so both spans
-have the same function words in the same places, the same number of words, and the same comma. Hidden attributes are
-never named. The adjective of the place is decoration: it stands for nothing in the picture.
+Eq. 3 of the paper compares mean attention over the two spans, and function words draw attention of their own,
+so both spans have the same function words in the same places, the same number of words, and the same comma.
+Hidden attributes are never named. The adjective of the place is decoration: it stands for nothing in the
+picture.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Caption(NamedTuple):
 def caption(clip: Clip, rng: random.Random | None = None) -> Caption:
     """The clip's caption: the canonical wording, or with an `rng` a random rewording.
 
-    A rewording treats background and character alike, and leaves the location of a located action out now and then.
+    A rewording treats background and character alike, and leaves the location of a located action out now and
+    then.
     """
     opening, link, swapped = "a", "with", False
     adjective = ADJECTIVES[0]
@@ -70,7 +73,7 @@ def caption(clip: Clip, rng: random.Random | None = None) -> Caption:
 
 
 def corpus(rng: random.Random, captions: int) -> list[str]:
-    """Prompts of random training clips in both orders, for a tokenizer or a text encoder to learn the grammar from."""
+    """Prompts of random training clips in both orders, from which a text encoder learns the grammar."""
     found = []
     for _ in range(captions):
         found.append(caption(world.sample_clip(rng), rng).prompt(character_first=rng.random() < 0.5))
@@ -79,13 +82,11 @@ def corpus(rng: random.Random, captions: int) -> list[str]:
 
 def all_words() -> list[str]:
     """Every word of the grammar once, sorted, without the comma and the full stop."""
-    stated = (
-        world.PLACES, world.SKIES, world.LANDMARKS, world.KINDS, world.COLOURS, world.ACCESSORIES, world.CLOTH_COLOURS
-    )  # fmt: skip
+    stated = [*world.PLACES, *world.SKIES, *world.LANDMARKS]
+    stated += [*world.KINDS, *world.COLOURS, *world.ACCESSORIES, *world.CLOTH_COLOURS]
     phrases = [*_OPENINGS, *_LINKS, *ADJECTIVES, "sky and badge an", "on to the left right"]
     phrases += [phrase for wordings in (*_ACTIONS.values(), *_SPOTS.values()) for phrase in wordings]
-    phrases += [word for words in stated for word in words]
-    return sorted({word for phrase in phrases for word in phrase.split()})
+    return sorted({word for phrase in phrases + stated for word in phrase.split()})
 
 
 def _part(opening: str, subject: str, link: str, things: tuple[str, str], swapped: bool) -> str:

@@ -1,4 +1,4 @@
-"""Explaining pixels with the renderer: windows on a video, puppets painted into them, and poses moved until they fit."""
+"""Explaining pixels with the renderer: puppets painted into windows on a video, and moved until they fit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _RIDGE = 2000.0  # squared grey levels that a parameter must explain per step be
 
 
 class View(NamedTuple):
-    """Windows on some frames of a video, all of one size: what is there, and what the empty stage looks like there.
+    """Windows on some frames of a video, all of one size: what is there, and what the empty stage looks like
+    there.
 
-    `pictures` and `plate` (F, 3, h, w) of 255; `x` (1, F, 1, w) and `y` (1, F, h, 1) are pixel centres in heights of the whole
-    picture, which is `height` pixels high.
+    `pictures` and `plate` (F, 3, h, w) of 255; `x` (1, F, 1, w) and `y` (1, F, h, 1) are pixel centres in
+    heights of the whole picture, which is `height` pixels high.
     """
 
     pictures: Tensor
@@ -33,7 +34,7 @@ class View(NamedTuple):
 
 
 def look(video: Tensor, mask: Tensor, plate: Tensor) -> View:
-    """The view of a video (F, 3, H, W) of 255 round its silhouettes (F, H, W), none empty, before a plate (3, H, W)."""
+    """The view of a video (F, 3, H, W) of 255 round its silhouettes (F, H, W), before a plate (3, H, W)."""
     height, width = mask.shape[1:]
     rows, columns = mask.any(2), mask.any(1)
     top, bottom = _ends(rows)
@@ -77,7 +78,7 @@ def picture_of(clips: Sequence[Clip], now: Pose, view: View) -> Tensor:
 
 
 def shares_of(clips: Sequence[Clip], now: Pose, view: View) -> Tensor:
-    """The share of each material in each pixel (B, F, M + 1, h, w), in the order of MATERIALS, the bare stage last."""
+    """The share of each of MATERIALS, and last the bare stage, in each pixel, (B, F, M + 1, h, w)."""
     frames, _, tall, wide = view.pictures.shape
     canvas = torch.zeros(len(clips), frames, len(MATERIALS) + 1, tall, wide)
     canvas[:, :, -1] = 1
@@ -101,17 +102,23 @@ def unmix(shares: Tensor, view: View, guess: Tensor) -> Tensor:
 
 
 def distance(first: Tensor, second: Tensor) -> Tensor:
-    """Squared colour distance over dimension -3, no more than that of something else; squares forgive noise."""
+    """Squared colour distance over dimension -3, at most that of something else; squares forgive noise."""
     return (first - second).square().sum(-3).clamp_max(FAR**2)
 
 
 def settle(
-    show: Callable[[Tensor], Tensor], start: Tensor, steps: Tensor, pictures: Tensor, rounds: int, reach: float
+    show: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: Tensor,
+    pictures: Tensor,
+    rounds: int,
+    reach: float,
 ) -> Tensor:
-    """Parameters (B, F, P) near `start` with which `show` comes nearest to `pictures` (F, 3, h, w), frame by frame.
+    """Parameters (B, F, P) near `start` with which `show` comes nearest to `pictures` (F, 3, h, w), frame by
+    frame.
 
-    Gauss-Newton with differences of size `steps` (P,); `show` maps (K, F, P) to pictures (K, F, 3, h, w) for K any multiple of B. No
-    parameter ends more than `reach` steps from its start.
+    Gauss-Newton with differences of size `steps` (P,); `show` maps (K, F, P) to pictures (K, F, 3, h, w) for
+    K any multiple of B. No parameter ends more than `reach` steps from its start.
     """
     now = start
     batch, _, count = start.shape
@@ -126,4 +133,3 @@ def settle(
         move = torch.linalg.solve(normal, pull).clamp(-3, 3)
         now = torch.minimum(torch.maximum(now + move * steps, start - reach * steps), start + reach * steps)
     return now
-

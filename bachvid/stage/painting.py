@@ -1,4 +1,4 @@
-"""The puppet painted stroke by stroke, any number of channels at once: colours, or the share of each material."""
+"""The puppet painted stroke by stroke in any number of channels: colours, or shares of materials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STEP = 3  # pixels between the samples that say where a stroke can lie
 
 
 class Painted(NamedTuple):
-    """What the painting of puppets leaves behind: how bare each pixel stays (B, F, h, w), and uv (B, F, 2, h, w)."""
+    """What painted puppets leave behind: how bare each pixel is (B, F, h, w), and uv (B, F, 2, h, w)."""
 
     bare: Tensor
     uv: Tensor
@@ -26,9 +26,9 @@ class Painted(NamedTuple):
 def paint_puppets(canvas: Tensor, layers: Layers, now: Pose, x: Tensor, y: Tensor, height: int) -> Painted:
     """Paints the puppets into canvas (B, F, C, h, w) in place, and says where.
 
-    `layers` are the clips' strokes side by side, from back to front, with colours of C numbers; `x` (B, F, 1, w) and
-    `y` (B, F, h, 1) are the canvas's pixel centres in heights of a picture `height` pixels high. A pixel's uv is that
-    of the topmost stroke that covers a good part of it, else of the torso's plane.
+    `layers` are the clips' strokes side by side, from back to front, with colours of C numbers; `x` (B, F, 1,
+    w) and `y` (B, F, h, 1) are the canvas's pixel centres in heights of a picture `height` pixels high. A
+    pixel's uv is that of the topmost stroke that covers a good part of it, else of the torso's plane.
     """
     shape = (*canvas.shape[:2], *canvas.shape[3:])
     parts = into_body(now, x, y)
@@ -55,7 +55,8 @@ def paint_puppets(canvas: Tensor, layers: Layers, now: Pose, x: Tensor, y: Tenso
 def _regions(layers: Layers, places: Tensor, now: Pose, height: int) -> list[tuple[slice, slice]]:
     """The rows and columns of the canvas that each layer's shapes can touch, from a coarse grid of `places`.
 
-    Most strokes are small, so a CPU paints several times faster this way; elsewhere asking costs more than painting.
+    Most strokes are small, so a CPU paints several times faster this way; elsewhere asking costs more than
+    painting.
     """
     if places.device.type != "cpu":
         return [(slice(None), slice(None))] * len(layers)

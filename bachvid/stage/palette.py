@@ -1,8 +1,8 @@
 """The colours of the two worlds: every stage colour is cool, every puppet colour is warm, strictly.
 
-A pixel belongs to the puppet exactly when red exceeds green. All stage colours keep R - G <= -25 (of 255) and all
-puppet colours R - G >= +30, and mixing colours of one world cannot leave it, so blur, soft edges and a VAE keep
-the sign and the foreground of any picture, generated ones too, is read by a rule.
+A pixel belongs to the puppet exactly when red exceeds green. All stage colours keep R - G <= -25 (of 255) and
+all puppet colours R - G >= +30, and mixing colours of one world cannot leave it, so blur, soft edges and a
+VAE keep the sign and the foreground of any picture, generated ones too, is read by a rule.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def shift(colour: RGB, tint: RGB) -> RGB:
 
 
 def cool(colour: RGB) -> RGB:
-    """The nearest colour with less red that a stage may show: R - G <= -STAGE_GAP with a little to spare."""
+    """The nearest colour with less red that a stage may show: R - G <= -STAGE_GAP and a bit less."""
     red, green, blue = colour
     green = max(green, STAGE_GAP + _SPARE)
     return min(red, green - STAGE_GAP - _SPARE), green, blue
 
 
 def warm(colour: RGB) -> RGB:
-    """The nearest colour with less green that a puppet may show: R - G >= PUPPET_GAP with a little to spare."""
+    """The nearest colour with less green that a puppet may show: R - G >= PUPPET_GAP and a bit more."""
     red, green, blue = colour
     red = max(red, PUPPET_GAP + _SPARE)
     return red, min(green, red - PUPPET_GAP - _SPARE), blue

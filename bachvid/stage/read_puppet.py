@@ -1,9 +1,11 @@
-"""The reader of the puppet: kind, clothes, proportions, badge, and where each spot of the body is in each frame.
+"""The reader of the puppet: kind, clothes, proportions, badge, and where each spot of the body is in each
+frame.
 
-It explains the pixels with the renderer. Puppets of every kind, accessory and proportion are laid over the first and
-the last frame, where every action stands upright; for each, the colours that fit best follow by least squares, since a
-picture is a sum of the materials' shares times their colours. The best ones are moved and grown until they fit; the
-one that is nearest is the answer, as far as the pixels really tell it from the others.
+It explains the pixels with the renderer. Puppets of every kind, accessory and proportion are laid over the
+first and the last frame, where every action stands upright; for each, the colours that fit best follow by
+least squares, since a picture is a sum of the materials' shares times their colours. The best ones are moved
+and grown until they fit; the one that is nearest is the answer, as far as the pixels really tell it from the
+others.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class PuppetReading:
 def read_puppet(
     video: Tensor, mask: Tensor, track: Track, action: Action, stage: Clip, plate: Tensor
 ) -> PuppetReading:
-    """The puppet of a video (F, 3, H, W) of 255 at `mask` (F, H, W) before `plate` (3, H, W) of the stage `stage`."""
+    """The puppet of a video (F, 3, H, W) of 255 at `mask` (F, H, W), before the plate (3, H, W)."""
     ends = [0, len(video) - 1]
     view = look(video[ends], mask[ends], plate)
     puppet = _nearest_puppet(view, track, _guesses(stage, action))
@@ -71,7 +73,7 @@ def read_puppet(
 
 @dataclass(frozen=True)
 class _Puppet:
-    """A puppet laid over the view: the clip, its spots (F, 3) = x, y, scale, and the attributes that are clear."""
+    """A puppet laid over the view: the clip, its spots (F, 3) = x, y, scale, and what of it is clear."""
 
     clip: Clip
     spots: Tensor
@@ -96,7 +98,7 @@ def _guesses(stage: Clip, action: Action) -> list[Clip]:
     ]
 
 
-# --- upright: which puppet, how big, in which colours ---------------------------------------------------------
+# --- upright: which puppet, how big, in which colours ------------------------------------------------------
 
 
 def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> _Puppet:
@@ -106,7 +108,9 @@ def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> _Puppet:
     guesses, spots = [guesses[index] for index in kept.tolist()], spots[kept]
     dressed = _dress(view, guesses, spots).clips
     steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.015])
-    spots = settle(lambda tries: _show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=6.0)
+    spots = settle(
+        lambda tries: _show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=6.0
+    )
     spots[..., 2] = spots[..., 2].mean(1, keepdim=True)  # a puppet keeps its size
     final = _dress(view, guesses, spots)
     best = int(final.costs.argmin())
@@ -115,7 +119,6 @@ def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> _Puppet:
         name: _if_clear(view, [getattr(clip, name) for clip in final.clips], shown)
         for name in ("kind", "accessory", "build", "legs")
     }
-    clear |= _clear_colours(final.colours[best], final.pixels[best], view.height)
     return _Puppet(final.clips[best], spots[best], clear)
 
 
@@ -125,7 +128,7 @@ def _chunks(clips: list[Clip], spots: Tensor, size: int = 16) -> Iterator[tuple[
 
 
 def _place(clip: Clip, track: Track) -> Tensor:
-    """Where the puppet must stand (F, 3) to be as high as the silhouette in its first and last frame: x, y, scale."""
+    """x, y and scale (2, 3) at which the puppet is as high as the silhouette in the first and last frame."""
     _, _, _, head = extent(stroke.shape for stroke in strokes(clip) if stroke.part == "head")
     _, _, soles, _ = extent(stroke.shape for stroke in strokes(clip) if stroke.part == "left_leg")
     leg = LEG_LENGTH[clip.legs]
@@ -144,13 +147,14 @@ def _stand(clips: Sequence[Clip], spots: Tensor, phases: Tensor) -> Pose:
 
 
 def _show(view: View, clips: list[Clip], spots: Tensor) -> Tensor:
-    """The view with each puppet at each of its spots (K, F, 3), K a multiple of the clips: (K, F, 3, h, w)."""
+    """The view (K, F, 3, h, w) with the puppets at spots (K, F, 3), K a multiple of the clips."""
     many = clips * (len(spots) // len(clips))
     return picture_of(many, _stand(many, spots, clip_phases(1, spots.shape[1])), view)
 
 
 class _Dressed(NamedTuple):
-    """Puppets in the world's colours nearest to the view, the exact colours (B, M, 3), over how many pixels each
+    """Puppets in the world's colours nearest to the view, the exact colours (B, M, 3), over how many pixels
+    each
     stands (B, M), and what remains unexplained (B,)."""
 
     clips: list[Clip]
@@ -164,7 +168,9 @@ def _dress(view: View, clips: list[Clip], spots: Tensor) -> _Dressed:
     colours = unmix(shares, view, torch.tensor(_ANY))
     dressed = [_in_colours(clip, found) for clip, found in zip(clips, colours, strict=True)]
     world_colours = torch.tensor([[dyes(clip)[material] for material in MATERIALS] for clip in dressed])
-    shown = torch.einsum("bfmhw,bmc->bfchw", shares[:, :, :-1], world_colours) + shares[:, :, -1:] * view.plate
+    shown = (
+        torch.einsum("bfmhw,bmc->bfchw", shares[:, :, :-1], world_colours) + shares[:, :, -1:] * view.plate
+    )
     costs = distance(shown, view.pictures).sum((1, 2, 3))
     return _Dressed(dressed, colours, shares[:, :, :-1].sum((1, 3, 4)), costs)
 
@@ -182,7 +188,7 @@ def _in_colours(clip: Clip, colours: Tensor) -> Clip:
 
 
 def _clear_colours(colours: Tensor, pixels: Tensor, height: int) -> dict[str, Any]:
-    """The words of the materials' colours (M, 3), None where too few pixels (M,) show one or two words are as near."""
+    """The words of the materials' colours (M, 3); None for few pixels (M,) or two words nearly as near."""
 
     def word(material: str, palette: Mapping[Any, RGB]) -> Any:
         number = MATERIALS.index(material)
@@ -204,7 +210,8 @@ def _ranked(colour: Tensor, palette: Mapping[Any, RGB]) -> list[tuple[float, Any
 
 
 def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
-    """The answer whose picture (B, F, 3, h, w) is nearest to the view, or None where the pixels that tell it from another
+    """The answer whose picture (B, F, 3, h, w) is nearest to the view, or None where the pixels that tell it
+    from another
     answer are few or undecided."""
     costs = distance(shown, view.pictures).sum((1, 2, 3))
     best = int(costs.argmin())
@@ -215,39 +222,54 @@ def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
     return answers[best] if bool((telling & leads)[others].all()) else None
 
 
-# --- details and movement -------------------------------------------------------------------------------------
+# --- details and movement ----------------------------------------------------------------------------------
 
 
 def _add_details(view: View, puppet: _Puppet) -> _Puppet:
-    """The puppet with eyes and belly read."""
-    clip, clear = puppet.clip, dict(puppet.clear)
+    """The puppet with eyes and belly read, which cover some of the body's colour, then colours and badge."""
+    clip, spots, clear = puppet.clip, puppet.spots[None], dict(puppet.clear)
     for name, answers in (("eyes", world.EYES), ("belly", world.BELLIES)):
-        tries = [dataclasses.replace(clip, **{name: answer}) for answer in answers]
-        shown = _show(view, tries, puppet.spots.expand(len(tries), -1, -1))
+        changes: list[dict[str, Any]] = [{name: answer} for answer in answers]
+        tries = [dataclasses.replace(clip, **change) for change in changes]
+        shown = _show(view, tries, spots.expand(len(tries), -1, -1))
         clear[name] = _if_clear(view, answers, shown)
         clip = tries[int(distance(shown, view.pictures).sum((1, 2, 3)).argmin())]
-    return dataclasses.replace(puppet, clip=clip, clear=clear)
+    dressed = _dress(view, [clip], spots)
+    clear |= _clear_colours(dressed.colours[0], dressed.pixels[0], view.height)
+    x, y, scale = puppet.spots[0].tolist()
+    home = pose([dataclasses.replace(clip, jitter=(0.0, 0.0))], torch.zeros(1, 1))
+    clip = dataclasses.replace(dressed.clips[0], scale=scale, jitter=(x - float(home.x), y - float(home.y)))
+    return _Puppet(clip, puppet.spots, clear)
 
 
 def _follow(view: View, puppet: _Puppet, track: Track, plate: Tensor) -> tuple[Tensor, Tensor]:
     """Body coordinates (F, H, W, 2) in every frame and where the puppet covers the picture (F, H, W).
 
-    Frame by frame the puppet starts where the track has its feet, at the moment of its action that the frame's number
-    says, and place and moment are moved until the pictures agree.
+    Each frame starts at the moment of the action that its number says, where the action or where the track
+    has the feet then, whichever looks more like it; place and moment are moved until the pictures agree.
     """
-    frames = len(view.pictures)
-    scale = puppet.spots[0, 2].expand(frames)
-    phases = clip_phases(1, frames)[0]
-    drift = torch.stack([track.feet - track.feet[0], track.bottom - track.bottom[0]], 1)
-    start = torch.cat([puppet.spots[0, :2] + drift, phases[:, None]], 1)[None]  # (1, F, 3) = x, y, phase
+    clip, frames = puppet.clip, len(view.pictures)
+    x, y, scale = puppet.spots[0]
+    phases = clip_phases(1, frames)
 
-    def stand(tries: Tensor) -> tuple[list[Clip], Pose]:
-        x, y, moment = tries.unbind(-1)
-        clips = [puppet.clip] * len(tries)
-        return clips, dataclasses.replace(pose(clips, moment), x=x, y=y, scale=scale.expand_as(x))
+    def stand(tries: Tensor) -> Pose:
+        return dataclasses.replace(
+            pose([clip] * len(tries), tries[..., 2]),
+            x=tries[..., 0],
+            y=tries[..., 1],
+            scale=scale.expand(tries.shape[:2]),
+        )
 
-    steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.02])
-    fit = settle(lambda tries: picture_of(*stand(tries), view), start, steps, view.pictures, rounds=3, reach=6.0)
-    clips, now = stand(fit)
-    shown = render_pose([dataclasses.replace(clips[0], scale=float(scale[0]))], now, plate[None] / 127.5 - 1)
+    def show(tries: Tensor) -> Tensor:
+        return picture_of([clip] * len(tries), stand(tries), view)
+
+    now = pose([clip], phases)
+    acted = torch.stack([x + now.x - now.x[:, :1], y + now.y - now.y[:, :1], phases], -1)  # (1, F, 3)
+    feet, bottom = track.feet - track.feet[0], track.bottom - track.bottom[0]
+    tracked = torch.stack([x + feet, y + bottom, phases[0]], -1)[None]
+    costs = distance(show(torch.cat([acted, tracked])), view.pictures).sum((2, 3))  # (2, F)
+    start = torch.where((costs[0] <= costs[1])[None, :, None], acted, tracked)
+    pixel = 1 / view.height
+    fit = settle(show, start, torch.tensor([pixel / 2, pixel / 2, 0.02]), view.pictures, rounds=3, reach=8.0)
+    shown = render_pose([clip], stand(fit), plate[None] / 127.5 - 1)
     return shown.uv[0], shown.mask[0]

@@ -1,7 +1,7 @@
 """The reader of the empty stage: place, sky, horizon and everything that stands in a slot, from pixels alone.
 
-Slots are read by comparison with renders of what could stand there; only pixels that the puppet leaves free and in which two
-answers differ count, and where too few of them are seen the answer is None.
+Slots are read by comparison with renders of what could stand there; only pixels that the puppet leaves free
+and in which two answers differ count, and where too few of them are seen the answer is None.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,8 @@ _SIZES = (0.86, 0.92, 0.98)
 class StageReading:
     """What stands on the stage; None where the pixels do not say.
 
-    `clip` is the nearest stage the world can show, with a best guess wherever a field is None; `plate` (3, H, W) of 255 is
-    the stage as seen, `seen` (H, W) where the puppet ever left it free.
+    `clip` is the nearest stage the world can show, with a best guess wherever a field is None; `plate` (3, H,
+    W) of 255 is the stage as seen, `seen` (H, W) where the puppet ever left it free.
     """
 
     place: str | None
@@ -80,7 +81,7 @@ def _plate(video: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sky_and_ground(plate: Tensor, seen: Tensor) -> tuple[Clip, str | None, str | None]:
-    """A bare clip with the nearest sky, place, horizon and tint, and the names of sky and place where they are clear."""
+    """A bare clip with the nearest sky, place, horizon and tint, and sky and place where they are clear."""
     height, width = plate.shape[1:]
     y = 1 - (torch.arange(height) + 0.5) / height
     x = (torch.arange(width) + 0.5) / height - ASPECT / 2
@@ -131,7 +132,7 @@ def _off(plate: Tensor, clip: Clip, where: Tensor) -> Tensor:
 
 
 def _nearest(costs: list[float], names: tuple[str, ...]) -> tuple[str, str | None]:
-    """The name of the lowest cost, and again the name or None, depending on whether it is clearly the lowest."""
+    """The name of the lowest cost, and again that name or, where it is not clearly the lowest, None."""
     order = sorted(range(len(names)), key=lambda index: costs[index])
     best, second = order[:2]
     clear = costs[best] < 40 and costs[second] - costs[best] > 6
@@ -168,13 +169,15 @@ def _horizon_slots(
 def _variants(clip: Clip, field: str, states: int) -> list[tuple[int, Clip]]:
     """The clip with all slots of a field in each of their states."""
     slots = len(getattr(clip, field))
-    return [(state, dataclasses.replace(clip, **{field: (state,) * slots})) for state in range(states)]
+    changes: list[dict[str, Any]] = [{field: (state,) * slots} for state in range(states)]
+    return [(state, dataclasses.replace(clip, **change)) for state, change in enumerate(changes)]
 
 
 def _slots(
     plate: Tensor, seen: Tensor, variants: list[tuple[int, Clip]], slots: int, low: float, high: float
 ) -> list[tuple[int | None, int]]:
-    """For each slot between the heights `low` and `high`: its state or None, and the number of its nearest variant.
+    """For each slot between the heights `low` and `high`: its state or None, and the number of its nearest
+    variant.
 
     A state is given when enough seen pixels tell it from every other state, and most of them speak for it.
     """
@@ -201,5 +204,5 @@ def _slots(
 
 
 def _distance(views: Tensor, plate: Tensor) -> Tensor:
-    """Squared distance of colours (V, 3, n) to (3, n), no more than that of something else; squares forgive noise."""
+    """Squared distance of colours (V, 3, n) to (3, n), at most that of something else."""
     return (views - plate).square().sum(1).clamp_max(_FAR**2)

@@ -1,4 +1,4 @@
-"""Pictures of clips with their exact truth: batched signed distances in torch, the same on a CPU and a GPU."""
+"""Pictures of clips with their exact truth, batched signed distances in torch, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _CPU_CHUNK = 4  # clips whose tensors stay in a core's cache
 class Render:
     """A batch of clips.
 
-    `video` (B, 3, F, H, W) in [-1, 1]; `coverage` (B, F, H, W), the puppet's share of each pixel; `mask` where it is
-    at least one half; `uv` (B, F, H, W, 2), body coordinates inside the mask and 0 outside.
+    `video` (B, 3, F, H, W) in [-1, 1]; `coverage` (B, F, H, W), the puppet's share of each pixel; `mask`
+    where it is at least one half; `uv` (B, F, H, W, 2), body coordinates inside the mask and 0 outside.
     """
 
     video: Tensor

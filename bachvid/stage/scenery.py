@@ -1,7 +1,8 @@
 """What stands behind the puppet: the things of each place, the landmarks, the sky and the front of the stage.
 
-Everything is a table of painted shapes in heights of the picture, x from the middle of its slot, y up from the horizon
-(the landmark and the horizon's things), from the sky's own line, or from the bottom edge (the front).
+Everything is a table of painted shapes in heights of the picture, x from the middle of its slot, y up from
+the horizon (the landmark and the horizon's things), from the sky's own line, or from the bottom edge (the
+front).
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from bachvid.stage.palette import CLOUDS, GROUNDS, RGB, SKIES, SUN, cool, mix, shift
 from bachvid.stage.shapes import Paint, box, disc, taper
 from bachvid.stage.world import Clip
-
 
 SKY_LINE = 0.85
 FRONT_LINE = 0.035
@@ -37,7 +37,7 @@ def sky_things(clip: Clip) -> list[list[Paint]]:
 
 
 def horizon_things(clip: Clip) -> list[list[Paint]]:
-    """The paints of each horizon slot at its own size: none, the place's first or second thing, or the landmark."""
+    """The paints of each horizon slot: none, the place's first or second thing, or the landmark."""
     things: tuple[list[Paint], ...] = ([], *_THINGS[clip.place], _LANDMARKS[clip.landmark])
     slots = zip(clip.layout, clip.sizes, strict=True)
     return [_tinted([Paint(s.scaled(size), c) for s, c in things[state]], clip) for state, size in slots]

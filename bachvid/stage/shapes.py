@@ -1,7 +1,7 @@
 """The one shape everything on the stage is cut from: a rounded, possibly leaning trapezoid with soft edges.
 
-Seven numbers give discs, capsules, boxes, triangles, roofs and ears, so a whole batch of different pictures is the same short
-list of tensor operations with different numbers in it.
+Seven numbers give discs, capsules, boxes, triangles, roofs and ears, so a whole batch of different pictures
+is the same short list of tensor operations with different numbers in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 class Shape(NamedTuple):
-    """A trapezoid round (x, y), y upwards: half its height, half its widths at bottom and top, all grown by `round`,
+    """A trapezoid round (x, y), y upwards: half its height, half its widths at bottom and top, all grown by
+    `round`,
     pushed sideways by `lean` per unit of height."""
 
     x: float
@@ -54,12 +55,12 @@ def box(x: float, y: float, half_width: float, half_height: float, round: float 
 def taper(
     x: float, low: float, high: float, bottom: float, top: float, round: float = 0.0, lean: float = 0.0
 ) -> Shape:
-    """A trapezoid from `low` to `high` with those half widths, grown by `round` on all sides; lean 0 is upright."""
+    """A trapezoid from `low` to `high` with those half widths, grown by `round` on all sides."""
     return Shape(x, (low + high) / 2, (high - low) / 2, bottom, top, round, lean)
 
 
 def extent(shapes: Iterable[Shape]) -> tuple[float, float, float, float]:
-    """The box (left, right, low, high) that holds all the shapes; empty, with left > right, when there is none."""
+    """The box (left, right, low, high) that holds all the shapes; left > right when there is none."""
     left, right, low, high = [9.0], [-9.0], [9.0], [-9.0]
     for shape in shapes:
         if shape != NOTHING:
@@ -92,10 +93,11 @@ def numbers_of(layers: Sequence[Sequence[Coloured]], device: torch.device) -> tu
 
 
 def coverage(x: Tensor, y: Tensor, numbers: Tensor, pixel: Tensor) -> Tensor:
-    """The share of each pixel that a shape covers, in [0, 1], by its signed distance and an edge one pixel wide.
+    """The share of each pixel that a shape covers, in [0, 1], by its signed distance and an edge one pixel
+    wide.
 
-    `x` and `y` are pixel centres; `numbers` holds the seven of `Shape` in its last dimension, the others broadcast against
-    `x`; `pixel` is the size of a pixel in the same units.
+    `x` and `y` are pixel centres; `numbers` holds the seven of `Shape` in its last dimension, the others
+    broadcast against `x`; `pixel` is the size of a pixel in the same units.
     """
     cx, cy, half_height, bottom, top, rounding, lean = numbers.unbind(-1)
     slope = (top - bottom) / (2 * half_height).clamp_min(1e-6)

@@ -19,7 +19,8 @@ _NO_PUPPET = 0.01  # of the picture: a smaller part is a speck and no puppet
 class Action(NamedTuple):
     """What the puppet does; a field the track leaves open is None.
 
-    `where` is the side of a located action or of a walk; `heading` (-1 or +1) the side a walk, leap or bow turns to.
+    `where` is the side of a located action or of a walk; `heading` (-1 or +1) the side a walk, leap or bow
+    turns to.
     """
 
     verb: str | None
@@ -28,7 +29,7 @@ class Action(NamedTuple):
 
 
 def silhouette(video: Tensor) -> Tensor:
-    """The largest 8-connected part of the warm pixels of each frame (F, 3, H, W) of 255, as (F, H, W) bool."""
+    """The largest 8-connected part (F, H, W) of the warm pixels of each frame (F, 3, H, W) of 255."""
     warm = (video[:, 0] - video[:, 1] > _WARM).unsqueeze(1)
     frames, _, height, width = warm.shape
     # every pixel takes the largest number among its connected neighbours until nothing changes
@@ -52,7 +53,7 @@ def silhouette(video: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Track:
-    """Where the silhouette is in each frame, (F,) each, in heights of the picture: x from the middle, y upwards."""
+    """Where the silhouette is in each frame (F,), in heights of the picture, x from the middle, y up."""
 
     feet: Tensor
     head: Tensor
@@ -78,8 +79,8 @@ def follow(mask: Tensor) -> Track | None:
     reach = 2 * round(height / 24) + 1  # wide enough for a wavering edge to average out, and not for an arm
     smooth = F.avg_pool2d(mask.float().unsqueeze(1), reach, 1, reach // 2)[:, 0]
     restless = float(smooth.var(0, correction=0).sum() / smooth.mean(0).sum())
-    width = mask.sum((1, 2)) / height**2 / (top - bottom)
-    return Track(feet, head, bottom, top, width, restless)
+    mean_width = mask.sum((1, 2)) / height**2 / (top - bottom)
+    return Track(feet, head, bottom, top, mean_width, restless)
 
 
 def action_of(track: Track) -> Action:

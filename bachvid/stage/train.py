@@ -76,6 +76,7 @@ def run_others(index: int, args: argparse.Namespace, device: str, size: int, mee
 def run(args: argparse.Namespace, device: str, size: int, meeting: str, rank: int) -> None:
     """Train the parts that `args` names, in their order, as one of `size` processes."""
     torch.set_flush_denormal(True)  # numbers near zero must not slow a CPU down a hundredfold
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
     if size > 1:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)

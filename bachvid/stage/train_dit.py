@@ -5,6 +5,7 @@ Pictures teach text, layout and shapes at a fraction of a clip's cost, so they c
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from bachvid.models.cogvideox_vae import CogVideoXVAE
 from bachvid.models.text import Tokenizer
 from bachvid.sampling.schedule import cogvideox_alphas
 from bachvid.stage.captions import caption
+from bachvid.stage.muon import Muon
 from bachvid.stage.render import clip_phases, render
 from bachvid.stage.train_text import encode_batch
-from bachvid.stage.training import PACE, Muon, Pace, Team
+from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.watch import attention_finds_puppet
 from bachvid.stage.world import Clip, sample_clip
 
@@ -105,9 +107,8 @@ class Pool:
     def _encode(self, entries: Sequence[int]) -> Tensor:
         phases = clip_phases(len(entries), self.frames)
         if self.frames == 1:  # a random moment of the clip
-            phases = torch.tensor(
-                [[random.Random(f"{self.seed} {entry} moment").random()] for entry in entries]
-            )
+            moments = [random.Random(f"{self.seed} {entry} moment").random() for entry in entries]
+            phases = torch.tensor(moments)[:, None]
         device = next(self.vae.parameters()).device
         clips = [self.clip(entry) for entry in entries]
         video = render(clips, phases, self.recipe.height, self.recipe.width, device=device).video
@@ -126,9 +127,9 @@ class DiTTask:
         self.recipe, self.frozen, self.seed, self.team, self.device = recipe, frozen, seed, team, device
         self.model = CogVideoX(recipe.config).to(device)
         begin_closed(self.model)
-        self.pace = recipe.pace
         self.alphas = cogvideox_alphas().to(device)
         self.optimizers = split_optimizers(self.model, recipe.rate)
+        pools = pools / fingerprint(frozen.vae.encoder)
         pools.mkdir(parents=True, exist_ok=True)
         self.diets = {"images": recipe.images, "clips": recipe.clips}
         self.counts = dict.fromkeys(self.diets, 0)  # batches drawn so far
@@ -139,7 +140,7 @@ class DiTTask:
         self.empty = frozen.text([""], recipe.config.text_length)  # 1 L C
 
     def begin(self, averaged: nn.Module) -> None:
-        pass
+        pass  # everything is built by now
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         seed = self.team.seed(self.seed, step)
@@ -158,13 +159,8 @@ class DiTTask:
         assert isinstance(model, CogVideoX)
         rng, generator = random.Random(0), torch.Generator().manual_seed(0)
         clips = [sample_clip(rng, held_out=True) for _ in range(8)]
-        pictures = render(
-            clips,
-            clip_phases(8, self.recipe.config.sample_frames),
-            self.recipe.height,
-            self.recipe.width,
-            self.device,
-        )
+        phases = clip_phases(len(clips), self.recipe.clips.frames)
+        pictures = render(clips, phases, self.recipe.height, self.recipe.width, self.device)
         latents = self.frozen.vae.to_latents(pictures.video)  # B T C h w
         captions = [caption(clip) for clip in clips]
         text = self.frozen.text([each.prompt() for each in captions], self.recipe.config.text_length)
@@ -176,15 +172,11 @@ class DiTTask:
             found[f"loss_{start}"] = round(F.mse_loss(model(noisy, t, text), velocity).item(), 4)
         t = torch.full((len(clips),), 700, device=self.device)
         noisy, _ = add_noise(latents, noise, self.alphas[t])
-        watched = attention_finds_puppet(
-            model, noisy, t, text, captions, self.frozen.tokenizer, pictures.mask.float()
-        )
-        return {**found, **watched}
+        masks, tokenizer = pictures.mask.float(), self.frozen.tokenizer
+        return {**found, **attention_finds_puppet(model, noisy, t, text, captions, tokenizer, masks)}
 
     def _kind(self, step: int, progress: float) -> str:
-        lot = random.Random(
-            f"{self.seed} {step} kind"
-        ).random()  # the same in every process: they wait for each other
+        lot = random.Random(f"{self.seed} {step} kind").random()  # not by process: they wait for each other
         return "images" if progress < self.recipe.images_only or lot < self.recipe.image_share else "clips"
 
     def _batch(self, kind: str, rng: random.Random) -> tuple[Tensor, Tensor]:
@@ -207,6 +199,14 @@ def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, T
     alphas = alphas.view(-1, *[1] * (latents.ndim - 1))
     signal, spread = alphas.sqrt().to(latents.dtype), (1 - alphas).sqrt().to(latents.dtype)
     return signal * latents + spread * noise, signal * noise - spread * latents
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short name of these very weights."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def begin_closed(model: CogVideoX) -> None:

@@ -23,7 +23,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from bachvid.models.text import EOS, PAD, Tokenizer
 from bachvid.stage.captions import all_words, caption, corpus
-from bachvid.stage.training import PACE, Muon, Pace, Team
+from bachvid.stage.muon import Muon
+from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
 
 UNKNOWN = 2  # sentencepiece's id for what it cannot spell; also stands where a word is masked
@@ -137,7 +138,6 @@ class TextTask:
         self.recipe, self.tokenizer, self.seed, self.team, self.device = recipe, tokenizer, seed, team, device
         self.vocabulary = tokenizer.size
         self.model = GuessWords(make_encoder(recipe, self.vocabulary), self.vocabulary).to(device)
-        self.pace = recipe.pace
         self.counts: dict[str, int] = {}
         matrices = [p for name, p in self.model.named_parameters() if name.endswith(MATRICES)]
         others = [p for name, p in self.model.named_parameters() if not name.endswith(MATRICES)]
@@ -147,7 +147,7 @@ class TextTask:
         )
 
     def begin(self, averaged: nn.Module) -> None:
-        pass
+        pass  # everything is built by now
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         seed = self.team.seed(self.seed, step)

@@ -14,8 +14,9 @@ from torch.optim import AdamW, Optimizer
 
 from bachvid.models.cogvideox_vae import CogVideoXVAE, CogVideoXVAEConfig
 from bachvid.models.cogvideox_vae_layers import Resnet
+from bachvid.stage.muon import Muon
 from bachvid.stage.render import clip_phases, render
-from bachvid.stage.training import PACE, Muon, Pace, Team
+from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
 
 
@@ -51,7 +52,6 @@ class VAETask:
         self.model = CogVideoXVAE(recipe.config).to(device)
         begin_plain(self.model)
         self.decoder_only = decoder_only
-        self.pace = recipe.pace
         self.counts: dict[str, int] = {}
         kernels = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim == 1]

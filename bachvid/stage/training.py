@@ -70,7 +70,7 @@ class Task(Protocol):
 
     @property
     def recipe(self) -> Any:
-        """A dataclass of every number of the training."""
+        """A dataclass of every number of the training, a `pace` among them."""
         ...
 
     @property
@@ -78,9 +78,6 @@ class Task(Protocol):
 
     @property
     def optimizers(self) -> Sequence[Optimizer]: ...
-
-    @property
-    def pace(self) -> Pace: ...
 
     @property
     def counts(self) -> dict[str, int]:
@@ -197,38 +194,46 @@ def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module
     task.begin(averaged)
     if team.leads:
         work.log(training=task.name, event="start", step=state.step, spent=round(state.seconds))
-    saved = logged = time.monotonic()
-    inspected = saved
-    while True:
+    log, look, save = Every(LOG_SECONDS), Every(INSPECT_SECONDS), Every(CHECKPOINT_SECONDS)
+    while (progress := budget.progress(state.step, team.agree(state.seconds))) < 1:
         began = time.monotonic()
-        progress = budget.progress(state.step, team.agree(state.seconds))
-        if progress >= 1:
-            break
-        for optimizer, full in zip(task.optimizers, rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, full, strict=True):
-                group["lr"] = rate * task.pace.rate(state.step, progress)
+        set_rates(task, rates, task.recipe.pace.rate(state.step, progress))
         loss, facts = one_step(task, averaged, state.step, progress, team)
         state.step += 1
         state.seconds += time.monotonic() - began
-        if not team.leads:
-            continue
-        now = time.monotonic()
-        if now - logged > LOG_SECONDS:
-            logged = now
-            state.curve.append([state.step, round(state.seconds, 1), round(loss, 5)])
-            facts = {"progress": progress, "loss": loss, **facts}
-            rounded = {key: float(f"{value:.4g}") for key, value in facts.items()}
-            work.log(training=task.name, step=state.step, **rounded)
-        if now - inspected > INSPECT_SECONDS:
-            inspected = now
+        if team.leads and log.due():
+            report(task, state, work, {"progress": progress, "loss": loss, **facts})
+        if team.leads and look.due():
             inspect(task, averaged, state, work)
-        if now - saved > CHECKPOINT_SECONDS:
-            saved = now
+        if team.leads and save.due():
             work.save(task.name, snapshot(task, averaged, state))
     if team.leads:
         inspect(task, averaged, state, work)
         work.save(task.name, snapshot(task, averaged, state))
     return averaged, state
+
+
+class Every:
+    """Something that is due again and again, some seconds after the last time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time; if so, the next time is counted from now."""
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
+
+
+def set_rates(task: Task, full: Sequence[Sequence[float]], share: float) -> None:
+    """Give every group of every optimizer its `share` of the full learning rate."""
+    for optimizer, rates in zip(task.optimizers, full, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
 
 
 def one_step(
@@ -239,15 +244,22 @@ def one_step(
     loss.backward()
     gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
     team.average(gradients)
-    norm = nn.utils.clip_grad_norm_(task.model.parameters(), task.pace.clip)
+    norm = nn.utils.clip_grad_norm_(task.model.parameters(), task.recipe.pace.clip)
     for optimizer in task.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    keep = task.pace.average(step, progress)
+    keep = task.recipe.pace.average(step, progress)
     with torch.no_grad():
         for mean, now in zip(averaged.parameters(), task.model.parameters(), strict=True):
             mean.lerp_(now, 1 - keep)
     return loss.item(), {"norm": norm.item(), **facts}
+
+
+def report(task: Task, state: State, work: Work, numbers: Mapping[str, float]) -> None:
+    """Log the numbers of a step and keep its loss for the training record."""
+    state.curve.append([state.step, round(state.seconds, 1), round(numbers["loss"], 5)])
+    rounded = {name: float(f"{number:.4g}") for name, number in numbers.items()}
+    work.log(training=task.name, step=state.step, **rounded)
 
 
 def inspect(task: Task, averaged: nn.Module, state: State, work: Work) -> None:
@@ -279,50 +291,3 @@ def resume(task: Task, averaged: nn.Module, work: Work) -> State:
         optimizer.load_state_dict(values)
     task.counts.update(saved["counts"])
     return State(**saved["state"])
-
-
-class Muon(Optimizer):
-    """Momentum whose step is made orthogonal: every direction of a weight matrix moves by the same amount.
-
-    Takes linear and convolution weights (a kernel counts as inputs). Like torch.optim.Muon with
-    `match_rms_adamw`, so an AdamW learning rate fits; but in float32 and with one batch for all matrices of a
-    shape, which is several times as fast on a CPU.
-    """
-
-    def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.05
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
-            for p in group["params"]:
-                shapes.setdefault(p.shape, []).append(p)
-            for same in shapes.values():
-                self._step_together([p for p in same if p.grad is not None], group)
-
-    def _step_together(self, params: list[nn.Parameter], group: Mapping[str, Any]) -> None:
-        moves = []
-        for p in params:
-            assert p.grad is not None
-            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            momentum.lerp_(p.grad, 1 - group["momentum"])
-            moves.append(torch.lerp(p.grad, momentum, group["momentum"]).flatten(1))  # Nesterov's look ahead
-        if not moves:
-            return
-        for p, move in zip(params, orthogonal(torch.stack(moves)), strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(move.view_as(p), alpha=-0.2 * group["lr"] * max(move.shape) ** 0.5)
-
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (B, rows, columns) with singular values brought near 1, by Jordan's Newton-Schulz quintic."""
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x

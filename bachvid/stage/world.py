@@ -1,7 +1,8 @@
 """What can be on the stage: the stated words, the hidden state, and how clips are drawn at random.
 
-A caption states some attributes of a clip and is silent about others. A model must scatter in what is hidden, clip
-by clip; bringing that scatter to zero inside a group is what BachVid is for, so both halves are written out here.
+A caption states some attributes of a clip and is silent about others. A model must scatter in what is hidden,
+clip by clip; bringing that scatter to zero inside a group is what BachVid is for, so both halves are written
+out here.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ class Combination(NamedTuple):
 class Clip:
     """One clip of the stage world: what its caption states, what it hides, and the shot.
 
-    Lengths are in heights of the picture. `where` is where a located verb happens, where an unstated one happens to
-    happen (spins, bows), and for `walks` the side walked to; `heading` (-1 left, +1 right) is the side a walk, a leap
-    or a bow turns to.
+    Lengths are in heights of the picture. `where` is where a located verb happens, where an unstated one
+    happens to happen (spins, bows), and for `walks` the side walked to; `heading` (-1 left, +1 right) is the
+    side a walk, a leap or a bow turns to.
     """
 
     place: str
@@ -114,7 +115,8 @@ def sample_clip(rng: random.Random, held_out: bool = False) -> Clip:
 
 
 def sample_group(rng: random.Random, prompts: int, held_out: bool = True) -> list[Clip]:
-    """`prompts` clips of one stated background and character with different actions, hidden attributes drawn anew.
+    """`prompts` clips of one stated background and character with different actions, hidden attributes drawn
+    anew.
 
     Raises ValueError when there are not that many different actions.
     """
@@ -128,7 +130,7 @@ def sample_group(rng: random.Random, prompts: int, held_out: bool = True) -> lis
 
 
 def share_hidden(group: list[Clip]) -> list[Clip]:
-    """The group with every hidden attribute taken from its first clip: what perfect consistency looks like."""
+    """The group with the hidden attributes of its first clip: what perfect consistency looks like."""
     kept = {name: getattr(group[0], name) for name in HIDDEN_STAGE + HIDDEN_PUPPET}
     return [dataclasses.replace(clip, **kept) for clip in group]
 
