@@ -13,7 +13,7 @@ from bachvid.pictures.sheets import Line, contact_sheet, sheet
 
 
 def make_album(folder: RunFolder, videos: Sequence[Made], twins: Sequence[Made], fps: int) -> Path:
-    """Writes all pictures; the path of the contact sheet, vanilla above and ours below."""
+    """Writes all pictures; the path of the contact sheet: the identity, then vanilla above and ours below."""
     for video in [*videos, *twins]:
         write_video(folder / f"{video.name}/video.mp4", video.frames, fps)
     identity = videos[0]
@@ -22,8 +22,9 @@ def make_album(folder: RunFolder, videos: Sequence[Made], twins: Sequence[Made],
             write_video(folder / f"{video.name}/mask.mp4", show_mask(video.frames, video.mask), fps)
         if video.partner is not None and identity.mask is not None:
             write_image(folder / f"{video.name}/match.png", match_picture(identity, video))
-    rows = [(f"{label(video)}\nvanilla", video.frames) for video in twins]
-    rows += [(f"{label(video)}\nours" if twins else label(video), video.frames) for video in videos]
+    rows = [(label(identity), identity.frames)]
+    rows += [(f"{label(video)}\nvanilla", video.frames) for video in twins]
+    rows += [(f"{label(video)}\nours" if twins else label(video), video.frames) for video in videos[1:]]
     contact = folder / "contact.png"
     write_image(contact, contact_sheet(rows, fps))
     return contact
@@ -40,4 +41,4 @@ def match_picture(identity: Made, video: Made) -> Frames:
 
 def label(video: Made) -> str:
     """What a row of a sheet is called."""
-    return "identity: " + video.parts.action if video.name == "identity" else video.parts.action
+    return f"{video.parts.action}\nidentity" if video.name == "identity" else video.parts.action

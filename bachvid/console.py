@@ -32,18 +32,18 @@ class Console:
 
     def follow(self, steps: Iterable[T], total: int, what: str) -> Iterator[T]:
         """The steps, shown as they pass."""
-        bar = tqdm(
-            steps,
-            desc=what,
-            total=total,
-            unit="step",
-            leave=False,
-            mininterval=0.1 if self.live else 10,
-            ascii=not self.live,
-            dynamic_ncols=self.live,
-            file=sys.stderr,
-        )
-        yield from bar
+        if self.live:
+            bar = tqdm(steps, what, total, unit="step", leave=False, dynamic_ncols=True)
+            yield from bar
+            return
+        shown = started = time.perf_counter()
+        for n, step in enumerate(steps, start=1):
+            yield step
+            now = time.perf_counter()
+            if now - shown >= 10 and n < total:
+                left = (now - started) / n * (total - n)
+                print(f"{what}: step {n}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+                shown = now
 
     def say(self, text: str) -> None:
         """A line that stays."""

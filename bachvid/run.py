@@ -132,21 +132,26 @@ class Run:
         recipe, seeds = self.settings.recipe, self.seeds(len(prompts))
         if recipe.mode == "off":
             return self.keep(self.follow_vanilla(denoiser, prompts, seeds))
-        if self.joined:
-            identity: Scouted | None = self.joined.replay(denoiser, prompts[0])
-        elif self.settings.source == "replay":
-            identity = self.follow(Group(denoiser, recipe, prompts[:1], seeds[:1])).identity
+        if self.joined or self.settings.source == "replay":
+            identity = self.known_identity(denoiser, prompts[0], seeds[0])
+            group = self.follow(Group(denoiser, recipe, prompts[1:], seeds[1:], identity))
         else:
-            identity = None
-        start = 1 if identity else 0
-        cache = self.settings.source == "cache"
-        group = self.follow(Group(denoiser, recipe, prompts[start:], seeds[start:], identity, cache))
-        videos = self.keep([*([identity.take] if identity and not self.joined else []), *group.takes])
+            cache = self.settings.source == "cache"
+            group = self.follow(Group(denoiser, recipe, prompts, seeds, keep_cache=cache))
+            identity = known(group.identity)
+        videos = self.keep([identity.take, *(frame.take for frame in group.frames)])
         self.describe(videos, group)
-        if self.save_identity and group.identity:
-            whole = Trajectory.of(group.identity, self.parts[0], recipe, self.world(denoiser))
+        if self.save_identity:
+            whole = Trajectory.of(identity, self.parts[0], recipe, self.world(denoiser))
             whole.save(self.folder / "identity/trajectory.safetensors")
         return videos
+
+    def known_identity(self, denoiser: Denoiser, prompt: Prompt, seed: int) -> Scouted:
+        """An identity that is finished before the others begin: from an earlier run, or made now."""
+        if self.joined:
+            return self.joined.replay(denoiser, prompt)
+        alone = self.follow(Group(denoiser, self.settings.recipe, [prompt], [seed]))
+        return known(alone.identity)
 
     def twins(self, denoiser: Denoiser, prompts: Sequence[Prompt]) -> list[Made]:
         """The frame videos again, from the same prompts and noise, without the method.
@@ -188,10 +193,8 @@ class Run:
     def describe(self, videos: Sequence[Made], group: Group) -> None:
         """Adds to each video what the method saw in it."""
         grid = group.denoiser.model.grid(videos[0].latents)
-        if not group.joins or not self.joined:
-            assert group.identity
-            videos[0].mask = group.identity.mask.view(tuple(grid)).cpu()
-        for video, frame in zip(videos[-len(group.frames) :], group.frames, strict=False):
+        videos[0].mask = known(group.identity).mask.view(tuple(grid)).cpu()
+        for video, frame in zip(videos[1:], group.frames, strict=True):
             video.mask, video.note = frame.mask.view(tuple(grid)).cpu(), frame.note
             video.partner = frame.matches.partner.cpu()
 
@@ -237,6 +240,12 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Every resolved value and its origin, for `config.json`."""
         return {"model": self.model.name, "story": vars(self.story), **self.settings.to_dict()}
+
+
+def known(identity: Scouted | None) -> Scouted:
+    """The identity of a group that has run."""
+    assert identity is not None
+    return identity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bachvid.method.denoiser import Denoiser, Prompt, Take
+from bachvid.method.recipe import Recipe
+from bachvid.models.attention import Site, rotate
+
 Encode = Callable[[Tensor, Sequence[int]], Tensor]  # keys (H, n, D) at these n places of the sequence
 
 
@@ -135,3 +139,95 @@ def rotary(positions: Tensor, widths: Sequence[int], lead: int) -> Encode:
         return torch.view_as_real(pairs * turns[list(places)]).flatten(-2).to(x.dtype)
 
     return encode
+
+
+def turned(freqs: Tensor | None) -> Encode:
+    """The model's own rotation: what is compared with it must round as it rounds."""
+    return lambda x, places: rotate(x[None], None if freqs is None else freqs[list(places)])[0]
+
+
+class Watch:
+    """Stands at a joint site and attends densely; keeps what passed, as the equations need it."""
+
+    def __init__(self, lent: Watch | None = None, sets: Sets | None = None) -> None:
+        self.lent, self.sets = lent, sets
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
+        encode, places = turned(freqs), range(k.shape[2])
+        self.k, self.v = k[0], v[0]
+        self.encoded = encode(q[0], places), encode(k[0], places)
+        if self.lent is None or self.sets is None:
+            self.out = weights(*self.encoded) @ self.v
+        else:
+            self.out = injected(q[0], self.k, self.v, (self.lent.k, self.lent.v), self.sets, encode)
+        return self.out[None]
+
+
+class Made(NamedTuple):
+    latents: list[Tensor]
+    masks: list[Tensor]
+    partners: list[Tensor]  # of the frame videos
+
+
+def group(denoiser: Denoiser, recipe: Recipe, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Made:
+    """Section 3.5 without a thought of cost: every video from its first step, every forward whole."""
+    model, steps = denoiser.model, denoiser.steps
+    taus = recipe.tau_mask, recipe.tau_match
+    starts = list(zip(prompts, seeds, strict=True))
+    masks, features = [], []
+    for take in [denoiser.start(*start) for start in starts]:
+        for step in range(max(taus) + 1):
+            conditional, seen = predict(denoiser, take.latents, take.prompt.text, step)
+            tokens = model.grid(take.latents).tokens
+            if step == taus[0]:
+                layers = [seen[site].encoded for site in recipe.mask_sites]
+                masks.append(mask(layers, take.prompt.spans, tokens))
+            if step == taus[1]:
+                outs = [seen[site].out[:, -tokens:] for site in recipe.match_sites]
+                features.append([out.transpose(0, 1).flatten(1) for out in outs])
+            unconditional, _ = predict(denoiser, take.latents, denoiser.negative, step)
+            walk(denoiser, take, step, conditional, unconditional)
+
+    partners = [best(similarities(frame, features[0], recipe.normalize)) for frame in features[1:]]
+    sets: list[Sets | None] = [None]
+    for m, partner in zip(masks[1:], partners, strict=True):
+        sets.append(index_sets(m.tolist(), masks[0].tolist(), partner.tolist(), recipe.mode))
+    takes = [denoiser.start(*start) for start in starts]
+    first, last = recipe.inject_steps or (0, steps - 1)
+    for step in range(steps):
+        predictions: list[list[Tensor]] = [[] for _ in takes]
+        for text in (None, denoiser.negative):
+            lent: dict[Site, Watch] = {}
+            for n, take in enumerate(takes):
+                prompt = take.prompt.text if text is None else text
+                shared = first <= step <= last and (text is None or recipe.branches == "both")
+                borrowed = {site: lent[site] for site in recipe.kv_sites} if n and shared else {}
+                prediction, seen = predict(denoiser, take.latents, prompt, step, borrowed, sets[n])
+                predictions[n].append(prediction)
+                lent = lent or seen
+        for take, branches in zip(takes, predictions, strict=True):
+            walk(denoiser, take, step, *branches)
+    return Made([take.latents for take in takes], masks, partners)
+
+
+def predict(
+    denoiser: Denoiser,
+    latents: Tensor,
+    text: Tensor,
+    step: int,
+    borrowed: dict[Site, Watch] | None = None,
+    sets: Sets | None = None,
+) -> tuple[Tensor, dict[Site, Watch]]:
+    watches = {site: Watch((borrowed or {}).get(site), sets) for site in denoiser.model.sites}
+    t = torch.tensor([denoiser.sampler.schedule.timesteps[step]])
+    return denoiser.model(latents, t, text, watches).float(), watches  # type: ignore[operator]
+
+
+def walk(denoiser: Denoiser, take: Take, step: int, conditional: Tensor, unconditional: Tensor) -> None:
+    guided = unconditional + denoiser.scale * (conditional - unconditional)
+    if denoiser.scale <= 1:
+        guided = conditional
+    sampler = denoiser.sampler
+    take.latents, take.past = sampler.step(
+        take.latents, guided, sampler.schedule, step, take.past, take.generator
+    )

@@ -219,7 +219,7 @@ def test_vanilla_does_what_is_asked_and_scatters_in_the_rest(
     assert found["action"] == found["stated"] == 1
     assert found["lost"] == found["unread"] == 0
     assert found["psnr_bg"] < 22 and found["psnr_fg"] < 16
-    assert found["hidden"] < 0.6 and found["cells"] < 0.6
+    assert found["hidden"] < 0.8 and found["cells"] < 0.6
 
 
 def test_an_oracle_agrees_in_everything(asked: list[list[Clip]], oracle: Groups) -> None:

@@ -44,7 +44,7 @@ ARROWS = {
     "stage": Arrows("models sampling method pictures errors"),
     "evaluate": Arrows("models sampling method pictures errors story stage"),
     "calibrate": Arrows("models sampling method pictures errors story stage evaluate"),
-    "run": Arrows("models sampling method pictures evaluate errors story settings console folder album bachvid"),
+    "run": Arrows("models sampling method pictures evaluate errors story settings console folder album"),
     "__main__": Arrows("errors bachvid"),  # and every command, which it loads by name
     "bachvid": Arrows("", ""),  # bachvid/__init__.py
 }

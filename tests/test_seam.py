@@ -132,7 +132,7 @@ def test_injecting_ourselves_at_our_own_positions_changes_nothing(shows: bool, f
     itself = Matches(torch.arange(GRID.tokens), torch.ones(GRID.tokens))
     inject = Inject(lambda: Lent(k, rotate(k, freqs), v), places(everywhere, everywhere, itself, RECIPE))
     got, plain = inject(q, k, v, freqs), attend(q, k, v, freqs)
-    assert torch.allclose(got, plain, rtol=0, atol=5e-7)
+    assert torch.allclose(got, plain, rtol=0, atol=1e-6)
     assert plain.std() > 0.1
 
 
@@ -278,7 +278,7 @@ LSE_ROUTES: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]]
     "blocks of 7 rows": lambda q, k, v: _attend_in_blocks(q, k, v, rows=7),
 }
 # Output relative to its size, log-sum-exp absolute.
-LIMITS = {torch.float32: (1e-6, 2e-6), torch.bfloat16: (4e-3, 1e-4), torch.float16: (6e-4, 1e-4)}
+LIMITS = {torch.float32: (1e-6, 5e-6), torch.bfloat16: (4e-3, 1e-4), torch.float16: (6e-4, 1e-4)}
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

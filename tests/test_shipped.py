@@ -1,6 +1,6 @@
-"""The shipped models: diffusers loads and runs them, the method holds on them, and they are small enough to ship.
+"""The shipped models: diffusers loads and runs them, they are complete, and small enough to ship.
 
-    pytest tests/test_shipped.py
+pytest tests/test_shipped.py
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from bachvid.models.weights import WeightsError
 
 PROMPT = "a red fox in a small kitchen stands facing the camera, calm."
 # Words in and out of the vocabulary, accents, other scripts, signs that expand, all kinds of space.
-ORDINARY = st.text("abcdefnostw ,.:;'é½…ﬁ日本😀Å\t\n\u00a0\u3000", max_size=30)
+ORDINARY = st.text("abcdefnostw ,.:;'é½…日本😀Å\t\n\u00a0\u3000\u200b", max_size=30)
 ANYTHING = st.text(max_size=30) | st.text("do g\t\u200b\u3000\x01\u0301▁½…ﷺé\ufffd", max_size=12)
 
 
@@ -38,9 +38,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=["tokenizer", "json"])
-def tokenizer(request: pytest.FixtureRequest, root: Path) -> Tokenizer:
-    return Tokenizer.from_folder(root / request.param)
+@pytest.fixture(scope="module")
+def both(root: Path) -> list[Tokenizer]:
+    """The same tokenizer, from a `spiece.model` and from a `tokenizer.json`."""
+    return [Tokenizer.from_folder(root / folder) for folder in ("tokenizer", "json")]
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def tokenizer(request: pytest.FixtureRequest, both: list[Tokenizer]) -> Tokenizer:
+    return both[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +66,23 @@ def test_ids_are_those_of_transformers(tokenizer: Tokenizer, theirs: T5Tokenizer
 
 
 @settings(deadline=None)
-@given(text=ANYTHING)
-def test_offsets_are_in_order_and_inside(tokenizer: Tokenizer, text: str) -> None:
-    ids, offsets = tokenizer.encode(text)
-    assert len(ids) == len(offsets)
-    assert all(0 <= start <= end <= len(text) for start, end in offsets)
-    assert all(one[0] <= two[0] for one, two in pairwise(offsets))
+@given(text=ORDINARY | st.sampled_from(tiny.SENTENCES))
+def test_either_file_gives_the_same_tokens(both: list[Tokenizer], text: str) -> None:
+    assert both[0].encode(text) == both[1].encode(text)
 
 
 @settings(deadline=None)
 @given(text=ANYTHING)
-def test_a_tokens_characters_are_what_it_stands_for(root: Path, model: Any, text: str) -> None:
-    """Once normalised, characters are the text of their tokens, and none but space is left without."""
-    offsets = Tokenizer.from_folder(root / "tokenizer").encode(text).offsets
+def test_a_tokens_characters_are_what_it_stands_for(both: list[Tokenizer], model: Any, text: str) -> None:
+    """In order, inside the text, once normalised the tokens' own text; only space is left without one."""
+    offsets = both[0].encode(text).offsets
+    assert all(0 <= start <= end <= len(text) for start, end in offsets)
+    assert all(one[0] <= two[0] for one, two in pairwise(offsets))
     pieces = model.encode(text, out_type=str)  # unlike the ids, these tell unknown characters apart
     spelt = [pair for pair in zip(offsets, pieces, strict=True) if pair[1] != "▁"]
     expands = any(len(plain(model, c)) > 1 for c in text)  # then several tokens share a character
     for (start, end), piece in spelt:
+        assert start < end
         assert plain(model, text[start:end]) == plain(model, piece) or expands
     covered = {i for (start, end), _ in spelt for i in range(start, end)}
     assert not plain(model, "".join(c for i, c in enumerate(text) if i not in covered))

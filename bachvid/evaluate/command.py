@@ -60,6 +60,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(
             "An evaluation needs at least one group of two prompts. Raise --groups or --prompts."
         )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     folder = find_model(args.model)
     checkpoint = open_checkpoint(folder)
     recipe = recipe_for(checkpoint, folder, args.steps)

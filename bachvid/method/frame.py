@@ -34,17 +34,18 @@ class FrameVideo:
     def _settle(self, believed: bool) -> tuple[Places, str | None]:
         """Where to borrow what; without a mask worth believing only the place, by the other video's mask."""
         identity = self.identity
-        share = f"{self.mask.float().mean().item():.1%}"
         if believed and identity.believed:
             return places(self.mask, identity.mask, self.matches, self.recipe), None
         if identity.believed:
-            note = f"its mask covers {share}: it borrows only the background, by the identity's mask"
-            return places(identity.mask, identity.mask, None, self.recipe), note
-        if believed:
-            note = "the identity's mask is not usable: it borrows only the background, by its own mask"
-            return places(self.mask, self.mask, None, self.recipe), note
-        everywhere = torch.ones_like(self.mask)
-        return places(everywhere, everywhere, None, self.recipe), "no mask is usable: it borrows nothing"
+            share = self.mask.float().mean().item()
+            why, how, mask = f"its mask covers {share:.1%}", "by the identity's mask", identity.mask
+        elif believed:
+            why, how, mask = "the identity's mask is not usable", "by its own mask", self.mask
+        else:
+            why, how, mask = "no mask is usable", "", torch.ones_like(self.mask)
+        left = places(mask, mask, None, self.recipe)
+        some = f"only the background, {how}" if len(left.background) else "nothing"
+        return left, f"{why}: it borrows {some}"
 
     def attend_at(
         self, step: int, lend: Mapping[Site, Callable[[], Lent]], watch: bool

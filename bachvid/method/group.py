@@ -68,9 +68,9 @@ class Group:
     @property
     def total_steps(self) -> int:
         """How many steps `run` takes if every mask can be believed at once."""
-        recipe = self.recipe
-        walks = 2 if self.keep_cache else 1
-        return len(self.starts) * max(recipe.tau_mask, recipe.tau_match) + walks * self.denoiser.steps
+        steps, tau = self.denoiser.steps, max(self.recipe.tau_mask, self.recipe.tau_match)
+        identity_first = steps - tau if self.keep_cache and not self.joins else 0
+        return len(self.starts) * tau + identity_first + steps
 
     def run(self) -> Iterator[Progress]:
         """Makes the videos, yielding after every step; when it ends, `takes` hold the final latents."""

@@ -34,7 +34,8 @@ def span_scores(q: Tensor, k: Tensor, spans: Spans, tokens: int) -> Tensor:
     _, lse = attend_with_lse(q, k, k)  # 1 H N
     scores = []
     for span in spans:
-        logits = (q @ k[:, :, span].transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # 1 H N words
+        words = k[:, :, span].float().transpose(-1, -2)  # 1 H D words
+        logits = q.float() @ words * q.shape[-1] ** -0.5  # 1 H N words
         weights = torch.exp(logits - lse[..., None])
         scores.append(weights.mean(dim=(0, 1, 3)))  # N
     return torch.stack(scores)

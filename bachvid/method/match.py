@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bachvid.method.recipe import Mode, Recipe
+from bachvid.method.recipe import Recipe
 from bachvid.models.grid import Grid
 
 
@@ -68,10 +68,9 @@ class Places:
 def places(frame: Tensor, identity: Tensor, matches: Matches | None, recipe: Recipe) -> Places:
     """The index sets of Eq. 10-11, for masks (N,) bool of the frame video and the identity.
 
-    Foreground goes without a match (None) or in mode "bg", background in mode "fg".
+    Foreground needs matches and is left out in mode "bg", background in mode "fg", and both in mode "off".
     """
-    mode: Mode = recipe.mode if matches else ("off" if recipe.mode == "fg" else "bg")
-    nothing = frame.new_zeros(0, dtype=torch.int64)
+    mode, nothing = recipe.mode, frame.new_zeros(0, dtype=torch.int64)
     matched = partners = nothing
     if matches and mode in ("both", "fg"):
         matched = _accepted(frame, identity, matches, recipe).nonzero()[:, 0]

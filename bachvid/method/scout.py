@@ -70,5 +70,5 @@ def look_at(denoiser: Denoiser, recipe: Recipe, prompt: Prompt, latents: Tensor,
 
 def believable(mask: Tensor, recipe: Recipe) -> bool:
     """Whether the share of foreground lies between the recipe's limits."""
-    share = mask.float().mean().item()
+    share = mask.sum().item() / len(mask)
     return recipe.least_share <= share <= recipe.most_share

@@ -95,7 +95,7 @@ def reject_unknown(attend_at: Mapping[Site, Attend], sites: Iterable[Site]) -> N
 def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, rows: int = 1024) -> tuple[Tensor, Tensor]:
     outs, lses = [], []
     for some in q.split(rows, dim=2):
-        scores = (some @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # B H rows Lk
+        scores = some.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5  # B H rows Lk
         lses.append(scores.logsumexp(-1))
         outs.append(scores.softmax(-1).to(v.dtype) @ v)
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)

@@ -60,8 +60,8 @@ class Tokenizer:
     def encode(self, text: str) -> Tokens:
         """The tokens of `text`, in order, each with the characters it stands for.
 
-        The space around a word belongs to no token. Tokens that one character expands to (the dots of `…`)
-        all stand for it; a mark that only starts a word stands for nothing, (n, n). Starts never decrease.
+        The space around a word belongs to no token, and a mark that only starts a word stands for nothing,
+        (n, n). Tokens that one character expands to (the dots of `…`) all stand for it.
         """
         pieces = list(self._backend.pieces(text))
         nexts = [piece.start for piece in pieces[1:]] + [len(text)]

@@ -65,7 +65,7 @@ def pose(clips: list[Clip], phases: Tensor) -> Pose:
     place, sole, scale, build, leg, heading, travel, hop, crouch, bow, squeeze, wave, stride = columns
     beat = (2 * math.pi * phases).sin().abs()  # up and down twice
     swell = (math.pi * phases).sin() ** 2  # there and back once
-    swing = (4 * math.pi * phases).sin()  # left and right twice
+    swing = (3 * math.pi * phases).sin()  # to and fro; at no quarter of the action back in the middle
     lean = bow * swell * heading
     arms = _ARM_AT_REST + 9.0 * hop * beat + 0.9 * crouch * swell + 1.0 * squeeze
     return Pose(

@@ -26,7 +26,7 @@ from bachvid.stage.fitting import View, distance, look, picture_of, settle, shar
 from bachvid.stage.palette import BADGE, BODIES, CLOTHES, RGB
 from bachvid.stage.render import clip_phases, render_pose
 from bachvid.stage.shapes import extent
-from bachvid.stage.silhouette import Action, Track
+from bachvid.stage.silhouette import STILL, Action, Track
 from bachvid.stage.world import Clip
 
 _ANY: RGB = (190.0, 100.0, 110.0)  # a warm colour amid all others, for a material that is hardly seen
@@ -43,6 +43,7 @@ class PuppetReading:
     coordinates by the poses in which it fits, `known` (F, H, W) where it covers the picture.
     """
 
+    verb: str | None
     kind: str | None
     accessory: str | None
     build: str | None
@@ -81,20 +82,20 @@ class _Puppet:
 
 
 def _guesses(stage: Clip, action: Action) -> list[Clip]:
-    """Puppets of every kind, accessory and proportion, doing what the track says."""
+    """Puppets of every kind, accessory and proportion, doing whatever the track leaves open."""
     plain = dataclasses.replace(
         stage,
-        verb=action.verb or "stands",
         where=action.where or "middle",
         heading=action.heading or 1,
         eyes=world.EYES[0],
         belly=world.BELLIES[0],
         puppet_tint=(0.0, 0.0, 0.0),
     )
-    choices = itertools.product(world.KINDS, world.ACCESSORIES, world.BUILDS, world.LEGS)
+    verbs = ("stands", "waves") if action.verb == STILL else (action.verb or "stands",)
+    choices = itertools.product(verbs, world.KINDS, world.ACCESSORIES, world.BUILDS, world.LEGS)
     return [
-        dataclasses.replace(plain, kind=kind, accessory=accessory, build=build, legs=legs)
-        for kind, accessory, build, legs in choices
+        dataclasses.replace(plain, verb=verb, kind=kind, accessory=accessory, build=build, legs=legs)
+        for verb, kind, accessory, build, legs in choices
     ]
 
 
@@ -117,7 +118,7 @@ def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> _Puppet:
     shown = _show(view, final.clips, spots)
     clear = {
         name: _if_clear(view, [getattr(clip, name) for clip in final.clips], shown)
-        for name in ("kind", "accessory", "build", "legs")
+        for name in ("verb", "kind", "accessory", "build", "legs")
     }
     return _Puppet(final.clips[best], spots[best], clear)
 

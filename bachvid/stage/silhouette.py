@@ -16,8 +16,12 @@ _WARM = 3.0  # R - G of 255: clear of zero by a little, as a decoded stage waver
 _NO_PUPPET = 0.01  # of the picture: a smaller part is a speck and no puppet
 
 
+STILL = "still"  # stands or waves: the arms tell which, and they are read with the puppet
+
+
 class Action(NamedTuple):
-    """What the puppet does; a field the track leaves open is None.
+    """What the puppet does; a field the track leaves open is None. `STILL` is a verb without a track of its
+    own.
 
     `where` is the side of a located action or of a walk; `heading` (-1 or +1) the side a walk, leap or bow
     turns to.
@@ -60,7 +64,6 @@ class Track:
     bottom: Tensor
     top: Tensor
     width: Tensor  # mean width of its rows
-    restless: float  # how much the silhouette differs from its own average over the frames, as a share of it
 
 
 def follow(mask: Tensor) -> Track | None:
@@ -76,11 +79,8 @@ def follow(mask: Tensor) -> Track | None:
     up = (y - bottom[:, None]) / (top - bottom)[:, None]  # (F, H)
     feet = _mean_x(mask & (up < 0.12)[..., None], x)
     head = _mean_x(mask & (up > 0.65)[..., None], x)
-    reach = 2 * round(height / 24) + 1  # wide enough for a wavering edge to average out, and not for an arm
-    smooth = F.avg_pool2d(mask.float().unsqueeze(1), reach, 1, reach // 2)[:, 0]
-    restless = float(smooth.var(0, correction=0).sum() / smooth.mean(0).sum())
     mean_width = mask.sum((1, 2)) / height**2 / (top - bottom)
-    return Track(feet, head, bottom, top, mean_width, restless)
+    return Track(feet, head, bottom, top, mean_width)
 
 
 def action_of(track: Track) -> Action:
@@ -118,10 +118,7 @@ def _verb(track: Track) -> str | None:
         return "spins"
     if leans:
         return "bows"
-    if sinks:
-        return "crouches"
-    moves = _above(track.restless, 0.0009, 0.0016)
-    return None if moves is None else "waves" if moves else "stands"
+    return "crouches" if sinks else STILL
 
 
 def _location(x: float) -> str | None:

@@ -1,0 +1,118 @@
+"""The readers: right or silent on clips, clean and worn, and silent where there is nothing to read."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bachvid.pictures.frames import to_frames
+from bachvid.stage.calibration import Calibration, blurred_and_noisy, calibrate_readers, calibration_table
+from bachvid.stage.readers import read
+from bachvid.stage.render import clip_phases, render, render_stage
+from bachvid.stage.silhouette import STILL, action_of, follow, silhouette
+from bachvid.stage.world import VERBS, sample_clip
+
+
+@pytest.mark.parametrize(
+    ("height", "clips", "blur", "noise"), [(64, 6, 0.0, 0.0), (64, 5, 0.6, 6.0), (128, 2, 0.6, 6.0)]
+)
+def test_readers_are_right_or_silent(height: int, clips: int, blur: float, noise: float) -> None:
+    found = calibrate_readers("worn", blurred_and_noisy(blur, noise), clips, height=height, seed=5)
+    assert found.admitted, found
+    assert found.unread <= 0.05 and found.unread_cells <= 0.3
+    assert "yes" in calibration_table([found])
+
+
+def test_a_calibration_below_one_bar_is_not_admitted() -> None:
+    good = Calibration("fine", 1, 0.95, 0.2, 0.99, 0.99, 1.0, 0.99, 0.0, 0.0)
+    assert good.admitted
+    worse: list[dict[str, Any]] = [
+        {"mask_iou": 0.94},
+        {"uv_error": 0.21},
+        {"attributes": 0.98},
+        {"badge": 0.98},
+        {"action": 0.99},
+        {"cells": 0.98},
+    ]
+    assert not any(dataclasses.replace(good, **change).admitted for change in worse)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_action_has_its_track(verb: str) -> None:
+    clip = dataclasses.replace(sample_clip(random.Random(8)), verb=verb, where="right", heading=1)
+    track = follow(render([clip], clip_phases(1, 5), 64, 96).mask[0])
+    assert track is not None
+    seen = STILL if verb in ("stands", "waves") else verb
+    turns = 1 if verb in ("walks", "leaps", "bows") else None
+    assert action_of(track) == (seen, None if verb == "leaps" else "right", turns)
+
+
+@pytest.mark.parametrize("verb", ["stands", "waves"])
+def test_arms_tell_waving_from_standing(verb: str) -> None:
+    clip = dataclasses.replace(sample_clip(random.Random(8)), verb=verb, where="left")
+    shown = render([clip], clip_phases(1, 3), 64, 96)
+    assert read(to_frames(shown.video[0])).action == (verb, "left", None)
+
+
+def test_an_empty_stage_has_no_puppet() -> None:
+    clip = sample_clip(random.Random(1))
+    stage = render_stage([clip], 64, 96)[:, :, None].expand(-1, -1, 3, -1, -1)
+    found = read(to_frames(stage[0]))
+    assert not found.mask.any() and found.clip is None and found.action == (None, None, None)
+    assert {name for name, value in found.stated.items() if value is not None} == {"place", "sky", "landmark"}
+    assert set(found.hidden.values()) == {None} and set(found.badge) == {None}
+    assert found.cells == (*clip.layout, *clip.sky_slots, *clip.front)  # nothing stands before anything
+
+
+def test_a_hidden_slot_is_not_guessed() -> None:
+    clip = dataclasses.replace(sample_clip(random.Random(2)), verb="stands", where="middle", scale=1.2)
+    video = render([clip], clip_phases(1, 2), 64, 96).video[0].clone()
+    whole = read(to_frames(video))
+    video[:, :, 10:50, 52:60] = torch.tensor([0.9, -0.4, -0.4]).view(
+        3, 1, 1, 1
+    )  # a warm post, part of the puppet
+    behind = read(to_frames(video))
+    for before, after, state in zip(
+        whole.cells, behind.cells, (*clip.layout, *clip.sky_slots, *clip.front), strict=True
+    ):
+        assert before in (state, None) and after in (state, None)
+    assert behind.cells.count(None) > whole.cells.count(None)
+
+
+def test_noise_is_off_the_palette_and_renders_are_on_it() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    clean = render([sample_clip(random.Random(4))], clip_phases(1, 2), 64, 96)
+    assert read(to_frames(clean.video[0])).off_palette < 0.03
+    assert read(noise).off_palette > 0.5
+
+
+def test_uv_covers_the_mask_and_nothing_else() -> None:
+    shown = render([sample_clip(random.Random(6))], clip_phases(1, 3), 64, 96)
+    found = read(to_frames(shown.video[0]))
+    assert found.uv.isfinite().all() and (found.uv[~found.mask] == 0).all()
+    assert (found.uv[found.mask].abs().sum(-1) > 0).float().mean() > 0.999
+    assert found.known[found.mask].float().mean() > 0.9
+
+
+def test_the_silhouette_is_the_largest_part_corners_included() -> None:
+    video = torch.zeros(2, 3, 32, 48)
+    video[:, 1] = 90.0
+    video[:, 0, 4:14, 4:14] = 200.0
+    video[:, 0, 14:24, 14:24] = 200.0  # touches the first only at a corner
+    video[:, 0, 2:9, 30:47] = 200.0  # larger than either, smaller than both
+    video[1] = 0.0
+    found = silhouette(video)
+    assert found[0].sum() == 200 and not found[0, :, 30:].any()
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 96), (1, 64, 96, 3), (2, 64, 64, 3)])
+def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="clip"):
+        read(np.zeros(shape, np.uint8))
