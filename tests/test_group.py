@@ -142,7 +142,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "matches first": {"tau_mask": 3, "tau_match": 0},
     "as printed": {"normalize": False},
     "in frames": {"window": "frame"},
-    "similar only": {"min_similarity": 0.7},
+    "similar only": {"min_similarity": 0.995},
     "inside the identity": {"require_identity_foreground": True},
     "smooth": {"smooth": True},
     "refresh": {"refresh": True},
@@ -375,8 +375,8 @@ def test_with_one_mask_only_the_background_is_borrowed(usable: str, mode: Any) -
 
 
 def test_refresh_reads_masks_and_matches_where_it_injects() -> None:
-    """Up to tau every main-run step renews the mask, the step tau_match the matches, from the injected pass."""
-    recipe = replace(RECIPE, refresh=True, tau_mask=2, tau_match=1)
+    """Every step up to tau renews the mask, the step tau_match the matches, from the injected pass."""
+    recipe = replace(RECIPE, refresh=True, tau_mask=2, tau_match=1, mask_layers=(3, 4), kv_layers=(1, 2))
     plain = made(denoiser(), replace(recipe, refresh=False))
     group = Group(denoiser(), recipe, PROMPTS[:2], [1, 1])
     where, before = plain.frames[0].places, denoiser().start(PROMPTS[1], 1).latents

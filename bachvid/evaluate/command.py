@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
     studio = Studio.open(checkpoint, recipe, "cuda" if torch.cuda.is_available() else "cpu")
     settings = {
         "model": folder.name,
-        "weights": fingerprint(studio.model),
+        "weights": fingerprint(studio.parts),
         "seed": args.seed,
         "prompts": args.prompts,
         "recipe": json.loads(json.dumps(recipe.to_dict())),  # as it will be read back, with lists

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bachvid.method.denoiser import Denoiser, Prompt
 from bachvid.method.frame import FrameVideo
@@ -51,6 +51,11 @@ class Studio:
             recipe=recipe,
             shape=(1, frames, config.channels, config.sample_height, config.sample_width),
         )
+
+    @property
+    def parts(self) -> nn.Module:
+        """Everything that has weights."""
+        return nn.ModuleList([self.model, self.vae, self.encoder.model])
 
     def denoiser(self) -> Denoiser:
         """A denoiser for the videos of one group: it remembers some of what they share."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bachvid.stage.actions import Pose
@@ -22,8 +23,9 @@ class View(NamedTuple):
     """Windows on some frames of a video, all of one size: what is there, and what the empty stage looks like
     there.
 
-    `pictures` and `plate` (F, 3, h, w) of 255; `x` (1, F, 1, w) and `y` (1, F, h, 1) are pixel centres in
-    heights of the whole picture, which is `height` pixels high.
+    `blur` is the standard deviation in pixels of what a decoder lost. `pictures` and `plate` (F, 3, h, w) of
+    255; `x` (1, F, 1, w) and `y` (1, F, h, 1) are pixel centres in heights of the whole picture, which is
+    `height` pixels high.
     """
 
     pictures: Tensor
@@ -31,6 +33,7 @@ class View(NamedTuple):
     x: Tensor
     y: Tensor
     height: int
+    blur: float = 0.0
 
 
 def look(video: Tensor, mask: Tensor, plate: Tensor) -> View:
@@ -72,20 +75,35 @@ def _centred(first: Tensor, last: Tensor, size: int, limit: int) -> Tensor:
 
 def picture_of(clips: Sequence[Clip], now: Pose, view: View) -> Tensor:
     """What the view would show (B, F, 3, h, w) of 255 if these puppets stood there in these poses (B, F)."""
-    canvas = view.plate.repeat(len(clips), 1, 1, 1, 1)
+    plate = view.plate.expand(len(clips), -1, -1, -1, -1)
+    canvas = plate.clone()
     paint_puppets(canvas, side_by_side(clips), now, view.x, view.y, view.height)
-    return canvas
+    return _softened(canvas, plate, view.blur)
 
 
 def shares_of(clips: Sequence[Clip], now: Pose, view: View) -> Tensor:
     """The share of each of MATERIALS, and last the bare stage, in each pixel, (B, F, M + 1, h, w)."""
     frames, _, tall, wide = view.pictures.shape
-    canvas = torch.zeros(len(clips), frames, len(MATERIALS) + 1, tall, wide)
-    canvas[:, :, -1] = 1
+    bare = torch.zeros(len(clips), frames, len(MATERIALS) + 1, tall, wide)
+    bare[:, :, -1] = 1
+    canvas = bare.clone()
     ones = torch.eye(len(MATERIALS) + 1).tolist()
     unit = {material: tuple(one) for material, one in zip(MATERIALS, ones, strict=False)}
     paint_puppets(canvas, side_by_side(clips, lambda _: unit), now, view.x, view.y, view.height)
-    return canvas
+    return _softened(canvas, bare, view.blur)
+
+
+def _softened(canvas: Tensor, behind: Tensor, blur: float) -> Tensor:
+    """The canvas (B, F, C, h, w) with what was painted on `behind` blurred; `behind` stays as it is."""
+    if blur == 0:
+        return canvas
+    reach = int(3 * blur) + 1
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / blur) ** 2)
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    painted = (canvas - behind).flatten(0, 2).unsqueeze(1)  # (B * F * C, 1, h, w)
+    painted = F.conv2d(painted, kernel, padding=(0, reach))
+    painted = F.conv2d(painted, kernel.mT, padding=(reach, 0))
+    return behind + painted.view(canvas.shape)
 
 
 def unmix(shares: Tensor, view: View, guess: Tensor) -> Tensor:

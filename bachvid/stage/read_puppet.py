@@ -30,8 +30,9 @@ from bachvid.stage.silhouette import STILL, Action, Track
 from bachvid.stage.world import Clip
 
 _ANY: RGB = (190.0, 100.0, 110.0)  # a warm colour amid all others, for a material that is hardly seen
-_KEPT = 6  # puppets that are fitted closely
-_TELLING = 25.0**2  # squared distance at which a pixel tells two answers apart
+_BUILT = ("verb", "kind", "accessory", "build", "legs")  # what makes the silhouette
+_EVIDENCE = 4000.0  # squared distance between two answers, all pixels together, that outweighs chance
+_BLURS = (0.0, 0.5, 0.9, 1.3)  # of a picture 64 high, in pixels
 _FEW = 3.0  # pixels at a picture 64 high: fewer decide nothing
 
 
@@ -65,9 +66,9 @@ def read_puppet(
     """The puppet of a video (F, 3, H, W) of 255 at `mask` (F, H, W), before the plate (3, H, W)."""
     ends = [0, len(video) - 1]
     view = look(video[ends], mask[ends], plate)
-    puppet = _nearest_puppet(view, track, _guesses(stage, action))
+    puppet, view = _nearest_puppet(view, track, _guesses(stage, action))
     puppet = _add_details(view, puppet)
-    whole = look(video, mask, plate)
+    whole = look(video, mask, plate)._replace(blur=view.blur)
     uv, known = _follow(whole, puppet, track, plate)
     return PuppetReading(**puppet.clear, clip=puppet.clip, uv=uv, known=known)
 
@@ -102,25 +103,39 @@ def _guesses(stage: Clip, action: Action) -> list[Clip]:
 # --- upright: which puppet, how big, in which colours ------------------------------------------------------
 
 
-def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> _Puppet:
+def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> tuple[_Puppet, View]:
+    """The puppet that explains the view best, and the view with the blur that explains it best."""
     spots = torch.stack([_place(clip, track) for clip in guesses])  # (B, F, 3)
     costs = torch.cat([_dress(view, *few).costs for few in _chunks(guesses, spots)])
-    kept = costs.argsort()[:_KEPT]
-    guesses, spots = [guesses[index] for index in kept.tolist()], spots[kept]
+    kept = _champions(guesses, costs.tolist())
+    guesses, spots = [guesses[index] for index in kept], spots[kept]
     dressed = _dress(view, guesses, spots).clips
     steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.015])
     spots = settle(
         lambda tries: _show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=6.0
     )
     spots[..., 2] = spots[..., 2].mean(1, keepdim=True)  # a puppet keeps its size
+    view = _with_blur(view, guesses, spots)
     final = _dress(view, guesses, spots)
     best = int(final.costs.argmin())
     shown = _show(view, final.clips, spots)
-    clear = {
-        name: _if_clear(view, [getattr(clip, name) for clip in final.clips], shown)
-        for name in ("verb", "kind", "accessory", "build", "legs")
-    }
-    return _Puppet(final.clips[best], spots[best], clear)
+    clear = {name: _if_clear(view, [getattr(clip, name) for clip in final.clips], shown) for name in _BUILT}
+    return _Puppet(final.clips[best], spots[best], clear), view
+
+
+def _champions(guesses: list[Clip], costs: list[float]) -> list[int]:
+    """The numbers of the cheapest guess for every answer to every question, so that each answer has its chance."""
+    best: dict[tuple[str, str], int] = {}
+    for number in sorted(range(len(guesses)), key=lambda number: costs[number]):
+        for name in _BUILT:
+            best.setdefault((name, getattr(guesses[number], name)), number)
+    return sorted(set(best.values()))
+
+
+def _with_blur(view: View, clips: list[Clip], spots: Tensor) -> View:
+    """The view with the blur that leaves the least unexplained."""
+    views = [view._replace(blur=blur * view.height / 64) for blur in _BLURS]
+    return min(views, key=lambda blurred: float(_dress(blurred, clips, spots).costs.min()))
 
 
 def _chunks(clips: list[Clip], spots: Tensor, size: int = 16) -> Iterator[tuple[list[Clip], Tensor]]:
@@ -154,9 +169,10 @@ def _show(view: View, clips: list[Clip], spots: Tensor) -> Tensor:
 
 
 class _Dressed(NamedTuple):
-    """Puppets in the world's colours nearest to the view, the exact colours (B, M, 3), over how many pixels
-    each
-    stands (B, M), and what remains unexplained (B,)."""
+    """Puppets in the world's colours nearest to the view, and what remains unexplained (B,).
+
+    `colours` (B, M, 3) are the exact colours of their materials, `pixels` (B, M) how many pixels show each.
+    """
 
     clips: list[Clip]
     colours: Tensor
@@ -218,9 +234,9 @@ def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
     best = int(costs.argmin())
     apart = distance(shown, shown[best])  # (B, F, h, w)
     others = torch.tensor([answer != answers[best] for answer in answers])
-    telling = (apart > _TELLING).sum((1, 2, 3)) >= _FEW * (view.height / 64) ** 2
-    leads = (costs - costs[best]) / apart.sum((1, 2, 3)).clamp_min(1) > 0.2
-    return answers[best] if bool((telling & leads)[others].all()) else None
+    evidence = apart.sum((1, 2, 3))
+    leads = (costs - costs[best]) > 0.2 * evidence
+    return answers[best] if bool((leads & (evidence > _EVIDENCE))[others].all()) else None
 
 
 # --- details and movement ----------------------------------------------------------------------------------

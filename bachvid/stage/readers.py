@@ -35,12 +35,13 @@ _HIDDEN_PUPPET = ("build", "legs", "eyes", "trousers", "belly")
 class Reading:
     """One clip as read; a value that its pixels do not give is None.
 
-    `mask` (F, H, W) bool; `uv` (F, H, W, 2), body coordinates in heights of the picture at scale 1, 0 off the
-    mask; `known` (F, H, W), where they come from the fitted puppet itself and not from the nearest spot of
-    it; `stated` and `hidden` (the puppet's) by the names of `Clip`; `badge` the colours of its four cells;
-    `cells` the states of the horizon's, the sky's and the front's slots; `landmark_slot` and `horizon` of the
-    stage; `off_palette` the share of pixels in no colour of the world; `clip` the nearest clip of the world,
-    best guesses included, if there is a puppet in every frame.
+    `mask` (F, H, W) bool, by the rule of the colours, its edge by the fitted puppet; `uv` (F, H, W, 2), body
+    coordinates in heights of the picture at scale 1, 0 off the mask; `known` (F, H, W), where they come from
+    the fitted puppet itself and not from the nearest spot of it; `stated` and `hidden` (the puppet's) by the
+    names of `Clip`; `badge` the colours of its four cells; `cells` the states of the horizon's, the sky's and
+    the front's slots; `landmark_slot` and `horizon` of the stage; `off_palette` the share of pixels in no
+    colour of the world; `clip` the nearest clip of the world, best guesses included, if there is a puppet in
+    every frame.
     """
 
     mask: Tensor
@@ -106,8 +107,10 @@ def _read(video: Tensor) -> Reading:
         return found
     action = action_of(track)
     puppet = read_puppet(video, mask, track, action, stage.clip, stage.plate)
+    mask = _sharpened(mask, puppet.known)
     return dataclasses.replace(
         found,
+        mask=mask,
         uv=_spread(puppet.uv, puppet.known & mask, mask),
         known=puppet.known & mask,
         stated=stated | {name: getattr(puppet, name) for name in _STATED_PUPPET},
@@ -116,6 +119,16 @@ def _read(video: Tensor) -> Reading:
         action=action._replace(verb=puppet.verb) if action.verb == STILL else action,
         clip=puppet.clip,
     )
+
+
+def _sharpened(mask: Tensor, fitted: Tensor) -> Tensor:
+    """The mask (F, H, W) with its edge, which blur moves, from the fitted puppet where they agree."""
+    reach = 2 * round(mask.shape[1] / 32) + 1
+    share = F.avg_pool2d(mask.float().unsqueeze(1), reach, 1, reach // 2, count_include_pad=False)[:, 0]
+    edge = (share > 0) & (share < 1)
+    agreement = (mask & fitted).sum((1, 2)) / (mask | fitted).sum((1, 2)).clamp_min(1)
+    trusted = (agreement > 0.75)[:, None, None]
+    return torch.where(edge & trusted, fitted, mask)
 
 
 def _spread(uv: Tensor, known: Tensor, mask: Tensor) -> Tensor:
