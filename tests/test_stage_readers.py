@@ -73,7 +73,7 @@ def test_a_hidden_slot_is_not_guessed() -> None:
     clip = dataclasses.replace(sample_clip(random.Random(2)), verb="stands", where="middle", scale=1.2)
     video = render([clip], clip_phases(1, 2), 64, 96).video[0].clone()
     whole = read(to_frames(video))
-    video[:, :, 10:50, 52:60] = torch.tensor([0.9, -0.4, -0.4]).view(
+    video[:, :, 10:50, 62:78] = torch.tensor([0.9, -0.4, -0.4]).view(
         3, 1, 1, 1
     )  # a warm post, part of the puppet
     behind = read(to_frames(video))
@@ -89,7 +89,7 @@ def test_noise_is_off_the_palette_and_renders_are_on_it() -> None:
     noise = rng.integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
     clean = render([sample_clip(random.Random(4))], clip_phases(1, 2), 64, 96)
     assert read(to_frames(clean.video[0])).off_palette < 0.03
-    assert read(noise).off_palette > 0.5
+    assert read(noise).off_palette > 0.4
 
 
 def test_uv_covers_the_mask_and_nothing_else() -> None:

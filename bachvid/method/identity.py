@@ -93,11 +93,11 @@ class Trajectory:
 
     def check(self, world: dict[str, Any]) -> None:
         """Raise ValueError if a run in this world cannot join; the sentence names the first difference."""
-        for name in sorted({*self.world, *world}):
+        for name in {**world, **self.world}:  # the model first
             if self.world.get(name) != world.get(name):
                 theirs, ours = self.world.get(name), world.get(name)
                 raise ValueError(
-                    f"The identity was made with another {name} ({theirs}, not {ours}). "
+                    f"The identity was made with another {name} ({_short(theirs)}, not {_short(ours)}). "
                     f"Use the same {name}, or make the identity again."
                 )
 
@@ -109,6 +109,10 @@ class Trajectory:
         features = look_at(denoiser, recipe, prompt, steps[self.features_at], self.features_at).features()
         mask = self.mask.to(denoiser.negative.device)
         return Scouted(take, denoiser.steps, steps, mask, self.believed, features, self.features_at)
+
+
+def _short(value: Any) -> str:
+    return str(value.get("_class_name") if isinstance(value, dict) else value)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -35,7 +35,8 @@ def side_by_side(outputs: list[Tensor], tokens: int, normalize: bool) -> Tensor:
 def match(frame: Tensor, identity: Tensor, grid: Grid, recipe: Recipe, rows: int = 1024) -> Matches:
     """The best identity token for every frame token (Eq. 7-8), for features (N, layers C) of the two videos.
 
-    Similarities are taken in blocks of `rows` tokens and only the best is kept: no matrix of N x N exists.
+    With the window "frame" it is sought in the same latent frame only (Eq. 6). Similarities are taken in
+    blocks of `rows` tokens and only the best is kept: no matrix of N x N exists.
     """
     if recipe.window == "frame":
         per_frame = grid.height * grid.width

@@ -90,7 +90,7 @@ class Tokenizer:
 
     def _is_space(self, character: str) -> bool:
         """Whether a character is space, or nothing at all, to the tokenizer."""
-        return not self._backend.normalize(character).strip().strip(SPACE)
+        return not self._backend.normalize(character).strip(" " + SPACE)
 
 
 def tokenizer_file(folder: Path) -> Path:

@@ -135,19 +135,20 @@ def settle(
     """Parameters (B, F, P) near `start` with which `show` comes nearest to `pictures` (F, 3, h, w), frame by
     frame.
 
-    Gauss-Newton with differences of size `steps` (P,); `show` maps (K, F, P) to pictures (K, F, 3, h, w) for
-    K any multiple of B. No parameter ends more than `reach` steps from its start.
+    Gauss-Newton with differences of size `steps` (P,), a parameter of step 0 staying as it is; `show` maps
+    (K, F, P) to pictures (K, F, 3, h, w) for K any multiple of B. No parameter ends more than `reach` steps
+    from its start.
     """
     now = start
-    batch, _, count = start.shape
+    moving = torch.diag(steps)[steps > 0]  # (Q, P)
+    count = len(moving)
     for _ in range(rounds):
-        tries = torch.cat([now] + [now + steps * torch.eye(count)[i] for i in range(count)])
-        shown = show(tries).unflatten(0, (count + 1, batch))
+        shown = show(torch.cat([now, *(now + step for step in moving)])).unflatten(0, (count + 1, -1))
         off = pictures - shown[0]  # (B, F, 3, h, w)
         trust = (FAR / off.norm(dim=2, keepdim=True).clamp_min(1)).clamp_max(1)
         slopes = ((shown[1:] - shown[0]) * trust).flatten(3)  # (P, B, F, n)
         normal = torch.einsum("pbfn,qbfn->bfpq", slopes, slopes) + _RIDGE * torch.eye(count)
         pull = torch.einsum("pbfn,bfn->bfp", slopes, (off * trust).flatten(2))
         move = torch.linalg.solve(normal, pull).clamp(-3, 3)
-        now = torch.minimum(torch.maximum(now + move * steps, start - reach * steps), start + reach * steps)
+        now = torch.minimum(torch.maximum(now + move @ moving, start - reach * steps), start + reach * steps)
     return now

@@ -66,20 +66,14 @@ def read_puppet(
     """The puppet of a video (F, 3, H, W) of 255 at `mask` (F, H, W), before the plate (3, H, W)."""
     ends = [0, len(video) - 1]
     view = look(video[ends], mask[ends], plate)
-    puppet, view = _nearest_puppet(view, track, _guesses(stage, action))
-    puppet = _add_details(view, puppet)
+    clip, spots, built, view = _nearest_puppet(view, track, _guesses(stage, action))
+    clip, _ = _details(view, clip, spots)
     whole = look(video, mask, plate)._replace(blur=view.blur)
-    uv, known = _follow(whole, puppet, track, plate)
-    return PuppetReading(**puppet.clear, clip=puppet.clip, uv=uv, known=known)
-
-
-@dataclass(frozen=True)
-class _Puppet:
-    """A puppet laid over the view: the clip, its spots (F, 3) = x, y, scale, and what of it is clear."""
-
-    clip: Clip
-    spots: Tensor
-    clear: dict[str, Any]
+    spots = _follow(whole, clip, spots[0], track)
+    clip, details = _details(whole, clip, spots)
+    clip = _at_home(clip, spots[0])
+    shown = render_pose([clip], _stand([clip], spots[None]), plate[None] / 127.5 - 1)
+    return PuppetReading(**built, **details, clip=clip, uv=shown.uv[0], known=shown.mask[0])
 
 
 def _guesses(stage: Clip, action: Action) -> list[Clip]:
@@ -100,17 +94,23 @@ def _guesses(stage: Clip, action: Action) -> list[Clip]:
     ]
 
 
-# --- upright: which puppet, how big, in which colours ------------------------------------------------------
+# --- upright: which puppet, how big ------------------------------------------------------------------------
 
 
-def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> tuple[_Puppet, View]:
-    """The puppet that explains the view best, and the view with the blur that explains it best."""
-    spots = torch.stack([_place(clip, track) for clip in guesses])  # (B, F, 3)
+def _nearest_puppet(
+    view: View, track: Track, guesses: list[Clip]
+) -> tuple[Clip, Tensor, dict[str, Any], View]:
+    """The puppet that explains the view best, where it stands, what of its build is clear, the view's blur.
+
+    Where is in spots (2, 4) for both frames: x, y, scale and the moment of the action.
+    """
+    placed = [(clip, spots) for clip in guesses for spots in _places(clip, track)]
+    guesses, spots = [clip for clip, _ in placed], torch.stack([spots for _, spots in placed])
     costs = torch.cat([_dress(view, *few).costs for few in _chunks(guesses, spots)])
     kept = _champions(guesses, costs.tolist())
     guesses, spots = [guesses[index] for index in kept], spots[kept]
     dressed = _dress(view, guesses, spots).clips
-    steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.015])
+    steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.015, 0.0])
     spots = settle(
         lambda tries: _show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=6.0
     )
@@ -119,12 +119,51 @@ def _nearest_puppet(view: View, track: Track, guesses: list[Clip]) -> tuple[_Pup
     final = _dress(view, guesses, spots)
     best = int(final.costs.argmin())
     shown = _show(view, final.clips, spots)
-    clear = {name: _if_clear(view, [getattr(clip, name) for clip in final.clips], shown) for name in _BUILT}
-    return _Puppet(final.clips[best], spots[best], clear), view
+    built = {name: _if_clear(view, [getattr(clip, name) for clip in final.clips], shown) for name in _BUILT}
+    return final.clips[best], spots[best], built, view
+
+
+def _chunks(clips: list[Clip], spots: Tensor, size: int = 16) -> Iterator[tuple[list[Clip], Tensor]]:
+    for start in range(0, len(clips), size):
+        yield clips[start : start + size], spots[start : start + size]
+
+
+def _places(clip: Clip, track: Track) -> list[Tensor]:
+    """Spots (2, 4) at which the puppet is as high as the silhouette in the first and last frame.
+
+    A thin antenna may be lost with its knob or without, so a robot may end anywhere above its skull.
+    """
+    parts = strokes(clip)
+    _, _, _, head = extent(stroke.shape for stroke in parts if stroke.part == "head")
+    _, _, _, skull = extent(
+        stroke.shape for stroke in parts if stroke.part == "head" and stroke.material == "body"
+    )
+    _, _, soles, _ = extent(stroke.shape for stroke in parts if stroke.part == "left_leg")
+    leg = LEG_LENGTH[clip.legs]
+    found = []
+    tops = torch.linspace(skull, head, 4) if clip.kind == "robot" and clip.accessory != "hat" else [head]
+    for top in tops:
+        tall = top - HIP + (HIP - soles) * leg
+        scale = (track.top - track.bottom) / tall  # (F,)
+        spots = torch.stack([track.feet, track.bottom - soles * leg * scale, scale], 1)[[0, -1]]
+        found.append(torch.cat([spots, torch.tensor([[0.0], [1.0]])], 1))
+    return found
+
+
+def _stand(clips: Sequence[Clip], spots: Tensor) -> Pose:
+    """The clips' poses at the spots (B, F, 4)."""
+    x, y, scale, moment = spots.unbind(-1)
+    return dataclasses.replace(pose(list(clips), moment), x=x, y=y, scale=scale)
+
+
+def _show(view: View, clips: list[Clip], spots: Tensor) -> Tensor:
+    """The view (K, F, 3, h, w) with the puppets at spots (K, F, 4), K a multiple of the clips."""
+    many = clips * (len(spots) // len(clips))
+    return picture_of(many, _stand(many, spots), view)
 
 
 def _champions(guesses: list[Clip], costs: list[float]) -> list[int]:
-    """The numbers of the cheapest guess for every answer to every question, so that each answer has its chance."""
+    """The numbers of the cheapest guess for every answer to every question: each has its chance."""
     best: dict[tuple[str, str], int] = {}
     for number in sorted(range(len(guesses)), key=lambda number: costs[number]):
         for name in _BUILT:
@@ -138,34 +177,7 @@ def _with_blur(view: View, clips: list[Clip], spots: Tensor) -> View:
     return min(views, key=lambda blurred: float(_dress(blurred, clips, spots).costs.min()))
 
 
-def _chunks(clips: list[Clip], spots: Tensor, size: int = 16) -> Iterator[tuple[list[Clip], Tensor]]:
-    for start in range(0, len(clips), size):
-        yield clips[start : start + size], spots[start : start + size]
-
-
-def _place(clip: Clip, track: Track) -> Tensor:
-    """x, y and scale (2, 3) at which the puppet is as high as the silhouette in the first and last frame."""
-    _, _, _, head = extent(stroke.shape for stroke in strokes(clip) if stroke.part == "head")
-    _, _, soles, _ = extent(stroke.shape for stroke in strokes(clip) if stroke.part == "left_leg")
-    leg = LEG_LENGTH[clip.legs]
-    spots = []
-    for frame in (0, -1):
-        bottom, top = float(track.bottom[frame]), float(track.top[frame])
-        scale = (top - bottom) / (head - HIP + (HIP - soles) * leg)
-        spots.append((float(track.feet[frame]), bottom - soles * leg * scale, scale))
-    return torch.tensor(spots)
-
-
-def _stand(clips: Sequence[Clip], spots: Tensor, phases: Tensor) -> Pose:
-    """The clips' poses at `phases` (F,), but at the spots (B, F, 3)."""
-    x, y, scale = spots.unbind(-1)
-    return dataclasses.replace(pose(list(clips), phases.expand(len(clips), -1)), x=x, y=y, scale=scale)
-
-
-def _show(view: View, clips: list[Clip], spots: Tensor) -> Tensor:
-    """The view (K, F, 3, h, w) with the puppets at spots (K, F, 3), K a multiple of the clips."""
-    many = clips * (len(spots) // len(clips))
-    return picture_of(many, _stand(many, spots, clip_phases(1, spots.shape[1])), view)
+# --- colours ----------------------------------------------------------------------------------------------
 
 
 class _Dressed(NamedTuple):
@@ -181,7 +193,7 @@ class _Dressed(NamedTuple):
 
 
 def _dress(view: View, clips: list[Clip], spots: Tensor) -> _Dressed:
-    shares = shares_of(clips, _stand(clips, spots, clip_phases(1, spots.shape[1])), view)
+    shares = shares_of(clips, _stand(clips, spots), view)
     colours = unmix(shares, view, torch.tensor(_ANY))
     dressed = [_in_colours(clip, found) for clip, found in zip(clips, colours, strict=True)]
     world_colours = torch.tensor([[dyes(clip)[material] for material in MATERIALS] for clip in dressed])
@@ -227,9 +239,10 @@ def _ranked(colour: Tensor, palette: Mapping[Any, RGB]) -> list[tuple[float, Any
 
 
 def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
-    """The answer whose picture (B, F, 3, h, w) is nearest to the view, or None where the pixels that tell it
-    from another
-    answer are few or undecided."""
+    """The answer whose picture (B, F, 3, h, w) is nearest to the view.
+
+    None where the pixels that tell it from another answer are few or undecided.
+    """
     costs = distance(shown, view.pictures).sum((1, 2, 3))
     best = int(costs.argmin())
     apart = distance(shown, shown[best])  # (B, F, h, w)
@@ -242,51 +255,49 @@ def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
 # --- details and movement ----------------------------------------------------------------------------------
 
 
-def _add_details(view: View, puppet: _Puppet) -> _Puppet:
-    """The puppet with eyes and belly read, which cover some of the body's colour, then colours and badge."""
-    clip, spots, clear = puppet.clip, puppet.spots[None], dict(puppet.clear)
+def _details(view: View, clip: Clip, spots: Tensor) -> tuple[Clip, dict[str, Any]]:
+    """The clip with eyes, belly, colours and badge as seen at the spots (F, 4), and which of them are clear.
+
+    Eyes and belly come first, since they cover some of the body's own colour.
+    """
+    clear: dict[str, Any] = {}
     for name, answers in (("eyes", world.EYES), ("belly", world.BELLIES)):
         changes: list[dict[str, Any]] = [{name: answer} for answer in answers]
         tries = [dataclasses.replace(clip, **change) for change in changes]
         shown = _show(view, tries, spots.expand(len(tries), -1, -1))
         clear[name] = _if_clear(view, answers, shown)
         clip = tries[int(distance(shown, view.pictures).sum((1, 2, 3)).argmin())]
-    dressed = _dress(view, [clip], spots)
+    dressed = _dress(view, [clip], spots[None])
     clear |= _clear_colours(dressed.colours[0], dressed.pixels[0], view.height)
-    x, y, scale = puppet.spots[0].tolist()
-    home = pose([dataclasses.replace(clip, jitter=(0.0, 0.0))], torch.zeros(1, 1))
-    clip = dataclasses.replace(dressed.clips[0], scale=scale, jitter=(x - float(home.x), y - float(home.y)))
-    return _Puppet(clip, puppet.spots, clear)
+    return dressed.clips[0], clear
 
 
-def _follow(view: View, puppet: _Puppet, track: Track, plate: Tensor) -> tuple[Tensor, Tensor]:
-    """Body coordinates (F, H, W, 2) in every frame and where the puppet covers the picture (F, H, W).
+def _follow(view: View, clip: Clip, first: Tensor, track: Track) -> Tensor:
+    """The puppet's spots (F, 4) in every frame, from its spot (4,) in the first.
 
     Each frame starts at the moment of the action that its number says, where the action or where the track
     has the feet then, whichever looks more like it; place and moment are moved until the pictures agree.
     """
-    clip, frames = puppet.clip, len(view.pictures)
-    x, y, scale = puppet.spots[0]
-    phases = clip_phases(1, frames)
-
-    def stand(tries: Tensor) -> Pose:
-        return dataclasses.replace(
-            pose([clip] * len(tries), tries[..., 2]),
-            x=tries[..., 0],
-            y=tries[..., 1],
-            scale=scale.expand(tries.shape[:2]),
-        )
-
-    def show(tries: Tensor) -> Tensor:
-        return picture_of([clip] * len(tries), stand(tries), view)
-
-    now = pose([clip], phases)
-    acted = torch.stack([x + now.x - now.x[:, :1], y + now.y - now.y[:, :1], phases], -1)  # (1, F, 3)
+    frames = len(view.pictures)
+    phases = clip_phases(1, frames)[0]
+    now = pose([clip], phases[None])
+    x, y, scale, _ = first
+    size = scale.expand(frames)
+    acted = torch.stack([x + now.x[0] - now.x[0, 0], y + now.y[0] - now.y[0, 0], size, phases], -1)
     feet, bottom = track.feet - track.feet[0], track.bottom - track.bottom[0]
-    tracked = torch.stack([x + feet, y + bottom, phases[0]], -1)[None]
-    costs = distance(show(torch.cat([acted, tracked])), view.pictures).sum((2, 3))  # (2, F)
-    start = torch.where((costs[0] <= costs[1])[None, :, None], acted, tracked)
-    pixel = 1 / view.height
-    fit = settle(show, start, torch.tensor([pixel / 2, pixel / 2, 0.02]), view.pictures, rounds=3, reach=8.0)
-    shown = render_pose([clip], stand(fit), plate[None] / 127.5 - 1)
-    return shown.uv[0], shown.mask[0]
+    tracked = torch.stack([x + feet, y + bottom, size, phases], -1)
+    starts = torch.stack([acted, tracked])  # (2, F, 4)
+    costs = distance(_show(view, [clip], starts), view.pictures).sum((2, 3))  # (2, F)
+    start = torch.where((costs[0] <= costs[1])[:, None], acted, tracked)
+    steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.0, 0.02])
+    fit = settle(
+        lambda tries: _show(view, [clip], tries), start[None], steps, view.pictures, rounds=3, reach=8.0
+    )
+    return fit[0]
+
+
+def _at_home(clip: Clip, first: Tensor) -> Clip:
+    """The clip with the scale and the jitter that bring it to its spot (4,) in the first frame."""
+    x, y, scale, _ = first.tolist()
+    home = pose([dataclasses.replace(clip, jitter=(0.0, 0.0))], torch.zeros(1, 1))
+    return dataclasses.replace(clip, scale=scale, jitter=(x - float(home.x), y - float(home.y)))

@@ -100,22 +100,22 @@ def action_of(track: Track) -> Action:
 
 def _verb(track: Track) -> str | None:
     tall = float(track.top[0] - track.bottom[0])
+    turned = _above(float(1 - track.width.min() / track.width[0]), 0.2, 0.35)
     travels = _above(abs(float(track.feet[-1] - track.feet[0])), 0.25, 0.5)
     hops = _above(float((track.bottom - track.bottom[0]).max()), 0.05, 0.09)
-    if travels is None or hops is None:
+    if turned and travels is False:  # first: seen from its thin side the puppet may seem to hop
+        return "spins"
+    if travels is None or hops is None or (turned is None and not travels):
         return None
     if travels:
         return "leaps" if hops else "walks"
     if hops:
         return "jumps"
-    turned = _above(float(1 - track.width.min() / track.width[0]), 0.2, 0.35)
     tilt = ((track.head - track.feet) - (track.head[0] - track.feet[0])).abs().max()
-    leans = _above(float(tilt) / tall, 0.15, 0.25)
+    leans = _above(float(tilt) / tall, 0.07, 0.12)
     sinks = _above(float((track.top[0] - track.top).max()) / tall, 0.06, 0.11)
-    if turned is None or leans is None or sinks is None:
+    if leans is None or sinks is None:
         return None
-    if turned:
-        return "spins"
     if leans:
         return "bows"
     return "crouches" if sinks else STILL

@@ -10,14 +10,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from transformers import T5EncoderModel
 
 from bachvid.models.cogvideox import CogVideoX, CogVideoXConfig, ModulatedNorm
 from bachvid.models.cogvideox_vae import CogVideoXVAE
@@ -30,6 +29,9 @@ from bachvid.stage.train_text import encode_batch
 from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.watch import attention_finds_puppet
 from bachvid.stage.world import Clip, sample_clip
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
 
 
 @dataclass(frozen=True)

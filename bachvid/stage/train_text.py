@@ -12,20 +12,22 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from bachvid.models.text import EOS, PAD, Tokenizer
 from bachvid.stage.captions import all_words, caption, corpus
 from bachvid.stage.muon import Muon
 from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
 
 UNKNOWN = 2  # sentencepiece's id for what it cannot spell; also stands where a word is masked
 SPELLING = (
@@ -81,6 +83,8 @@ def make_tokenizer(folder: Path, length: int, seed: int) -> Tokenizer:
     settings = {**marks, "extra_ids": 0, "model_max_length": length, "tokenizer_class": "T5Tokenizer"}
     (folder / "special_tokens_map.json").write_text(json.dumps(marks, indent=2) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    from transformers import T5Tokenizer
+
     rebuilt = T5Tokenizer.from_pretrained(str(folder))
     rebuilt.backend_tokenizer.save(str(folder / "tokenizer.json"))
     return tokenizer
@@ -88,6 +92,8 @@ def make_tokenizer(folder: Path, length: int, seed: int) -> Tokenizer:
 
 def make_encoder(recipe: TextRecipe, vocabulary: int) -> T5EncoderModel:
     """An untrained T5 encoder."""
+    from transformers import T5Config, T5EncoderModel
+
     config = T5Config(
         vocab_size=vocabulary,
         d_model=recipe.width,
