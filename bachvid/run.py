@@ -235,7 +235,8 @@ class Run:
         known = self.settings.to_dict()
         names = ("scheduler", "steps", "guidance", "dynamic_guidance", "negative", "size", "frames", "dtype")
         assert isinstance(denoiser.model, torch.nn.Module)
-        return {"model": fingerprint(denoiser.model), **{name: known[name]["value"] for name in names}}
+        model = fingerprint(denoiser.model, self.checkpoint.config)
+        return {"model": model, **{name: known[name]["value"] for name in names}}
 
     def config(self) -> dict[str, Any]:
         """Every resolved value and its origin, for `config.json`."""

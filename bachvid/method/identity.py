@@ -95,9 +95,9 @@ class Trajectory:
         """Raise ValueError if a run in this world cannot join; the sentence names the first difference."""
         for name in {**world, **self.world}:  # the model first
             if self.world.get(name) != world.get(name):
-                theirs, ours = self.world.get(name), world.get(name)
+                theirs, ours = _difference(self.world.get(name), world.get(name))
                 raise ValueError(
-                    f"The identity was made with another {name} ({_short(theirs)}, not {_short(ours)}). "
+                    f"The identity was made with another {name} ({theirs}, not {ours}). "
                     f"Use the same {name}, or make the identity again."
                 )
 
@@ -111,13 +111,21 @@ class Trajectory:
         return Scouted(take, denoiser.steps, steps, mask, self.believed, features, self.features_at)
 
 
-def _short(value: Any) -> str:
-    return str(value.get("_class_name") if isinstance(value, dict) else value)
+def _difference(theirs: Any, ours: Any) -> tuple[str, str]:
+    """Two unequal values in words, of two tables the first entry that differs."""
+    if not (isinstance(theirs, dict) and isinstance(ours, dict)):
+        return str(theirs), str(ours)
+    entry = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+    return f"{entry} {theirs.get(entry)}", f"{entry} {ours.get(entry)}"
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that tell models apart: a hash of the first numbers of every parameter."""
-    digest = hashlib.sha256()
+def fingerprint(model: nn.Module, config: object = None) -> str:
+    """Sixteen hexadecimal digits that tell models apart.
+
+    A hash of the first numbers of every parameter and of the configuration: a 2B and a 5B may share all
+    their weights and differ in how they encode positions.
+    """
+    digest = hashlib.sha256(repr(config).encode())
     for name, parameter in model.named_parameters():
         some = parameter.detach().flatten()[:64].float().cpu().numpy().tobytes()
         digest.update(name.encode() + str(tuple(parameter.shape)).encode() + some)

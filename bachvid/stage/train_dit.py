@@ -89,13 +89,13 @@ class Pool:
         self._ready = 0
 
     def grow(self, size: int, batch: int = 8) -> None:
-        """Make what is missing of the first `size` entries; what an earlier run has written is kept."""
+        """Make what is missing of the first `size` entries, whole batches at a time; kept between runs."""
         while self._ready < size and self._stored[self._ready].any():  # not a hole in the file
             self._ready += 1
         while self._ready < size:
-            stop = min(self._ready + batch, size)
-            self._stored[self._ready : stop] = self._encode(range(self._ready, stop)).cpu().half().numpy()
-            self._ready = stop
+            some = range(self._ready, self._ready + batch)
+            self._stored[some.start : some.stop] = self._encode(some).cpu().half().numpy()
+            self._ready = some.stop
 
     def clip(self, entry: int) -> Clip:
         """The clip that an entry shows."""
