@@ -33,6 +33,8 @@ _ANY: RGB = (190.0, 100.0, 110.0)  # a warm colour amid all others, for a materi
 _BUILT = ("verb", "kind", "accessory", "build", "legs")  # what makes the silhouette
 _EVIDENCE = 4000.0  # squared distance between two answers, all pixels together, that outweighs chance
 _BLURS = (0.0, 0.5, 0.9, 1.3)  # of a picture 64 high, in pixels
+_PROMISING = 4  # puppets of the rough look that are fitted closely
+_ROUNDS = 4  # of holding the best against its neighbours; two or three are enough
 _FEW = 3.0  # pixels at a picture 64 high: fewer decide nothing
 
 
@@ -71,6 +73,8 @@ def read_puppet(
     whole = look(video, mask, plate)._replace(blur=view.blur)
     spots = _follow(whole, clip, spots[0], track)
     clip, details = _details(whole, clip, spots)
+    if built["accessory"] is None:
+        details["accessory_colour"] = None
     clip = _at_home(clip, spots[0])
     shown = render_pose([clip], _stand([clip], spots[None]), plate[None] / 127.5 - 1)
     return PuppetReading(**built, **details, clip=clip, uv=shown.uv[0], known=shown.mask[0])
@@ -97,30 +101,71 @@ def _guesses(stage: Clip, action: Action) -> list[Clip]:
 # --- upright: which puppet, how big ------------------------------------------------------------------------
 
 
+class _Fit(NamedTuple):
+    """Puppets, their spots (B, F, 4) = x, y, scale and moment of the action, and what they leave
+    unexplained (B,).
+    """
+
+    clips: list[Clip]
+    spots: Tensor
+    costs: Tensor
+
+
 def _nearest_puppet(
     view: View, track: Track, guesses: list[Clip]
 ) -> tuple[Clip, Tensor, dict[str, Any], View]:
-    """The puppet that explains the view best, where it stands, what of its build is clear, the view's blur.
+    """The puppet that explains the view best, its spots (2, 4), what of its build is clear, the view's blur.
 
-    Where is in spots (2, 4) for both frames: x, y, scale and the moment of the action.
+    A rough look at the first frame alone finds where to start. From there on the puppet is held against all
+    that differ from it in one thing, each fitted as closely, until none of them is nearer.
     """
     placed = [(clip, spots) for clip in guesses for spots in _places(clip, track)]
-    guesses, spots = [clip for clip, _ in placed], torch.stack([spots for _, spots in placed])
-    costs = torch.cat([_dress(view, *few).costs for few in _chunks(guesses, spots)])
-    kept = _champions(guesses, costs.tolist())
-    guesses, spots = [guesses[index] for index in kept], spots[kept]
-    dressed = _dress(view, guesses, spots).clips
+    clips, spots = [clip for clip, _ in placed], torch.stack([spots for _, spots in placed])
+    first = view._replace(pictures=view.pictures[:1], plate=view.plate[:1], x=view.x[:, :1], y=view.y[:, :1])
+    costs = torch.cat([_dress(first, *few).costs for few in _chunks(clips, spots[:, :1])])
+    promising = costs.argsort()[:_PROMISING]
+    fit = _closely(view, [clips[number] for number in promising.tolist()], spots[promising])
+    for _ in range(_ROUNDS):
+        best = int(fit.costs.argmin())
+        clip, spots = fit.clips[best], fit.spots[best]
+        view = _with_blur(view, clip, spots)
+        clip, _ = _details(view, clip, spots)
+        rivals = [clip, *_neighbours(clip, guesses)]
+        fit = _closely(view, rivals, spots.expand(len(rivals), -1, -1))
+        if int(fit.costs.argmin()) == 0:
+            break
+    best = int(fit.costs.argmin())
+    shown = _show(view, fit.clips, fit.spots)
+    built = {name: _if_clear(view, [getattr(clip, name) for clip in fit.clips], shown) for name in _BUILT}
+    return fit.clips[best], fit.spots[best], built, view
+
+
+def _closely(view: View, clips: list[Clip], spots: Tensor) -> _Fit:
+    """The puppets moved and grown until they fit, in the colours that fit."""
+    dressed = _dress(view, clips, spots).clips
     steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.015, 0.0])
     spots = settle(
-        lambda tries: _show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=6.0
+        lambda tries: _show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=8.0
     )
     spots[..., 2] = spots[..., 2].mean(1, keepdim=True)  # a puppet keeps its size
-    view = _with_blur(view, guesses, spots)
-    final = _dress(view, guesses, spots)
-    best = int(final.costs.argmin())
-    shown = _show(view, final.clips, spots)
-    built = {name: _if_clear(view, [getattr(clip, name) for clip in final.clips], shown) for name in _BUILT}
-    return final.clips[best], spots[best], built, view
+    final = _dress(view, dressed, spots)
+    return _Fit(final.clips, spots, final.costs)
+
+
+def _neighbours(clip: Clip, guesses: list[Clip]) -> list[Clip]:
+    """The puppets among the guesses' that differ from the clip in one thing of its build."""
+    found = []
+    for name in _BUILT:
+        answers = sorted({getattr(guess, name) for guess in guesses} - {getattr(clip, name)})
+        changes: list[dict[str, Any]] = [{name: answer} for answer in answers]
+        found += [dataclasses.replace(clip, **change) for change in changes]
+    return found
+
+
+def _with_blur(view: View, clip: Clip, spots: Tensor) -> View:
+    """The view with the blur that leaves the least unexplained."""
+    views = [view._replace(blur=blur * view.height / 64) for blur in _BLURS]
+    return min(views, key=lambda blurred: float(_dress(blurred, [clip], spots[None]).costs))
 
 
 def _chunks(clips: list[Clip], spots: Tensor, size: int = 16) -> Iterator[tuple[list[Clip], Tensor]]:
@@ -160,21 +205,6 @@ def _show(view: View, clips: list[Clip], spots: Tensor) -> Tensor:
     """The view (K, F, 3, h, w) with the puppets at spots (K, F, 4), K a multiple of the clips."""
     many = clips * (len(spots) // len(clips))
     return picture_of(many, _stand(many, spots), view)
-
-
-def _champions(guesses: list[Clip], costs: list[float]) -> list[int]:
-    """The numbers of the cheapest guess for every answer to every question: each has its chance."""
-    best: dict[tuple[str, str], int] = {}
-    for number in sorted(range(len(guesses)), key=lambda number: costs[number]):
-        for name in _BUILT:
-            best.setdefault((name, getattr(guesses[number], name)), number)
-    return sorted(set(best.values()))
-
-
-def _with_blur(view: View, clips: list[Clip], spots: Tensor) -> View:
-    """The view with the blur that leaves the least unexplained."""
-    views = [view._replace(blur=blur * view.height / 64) for blur in _BLURS]
-    return min(views, key=lambda blurred: float(_dress(blurred, clips, spots).costs.min()))
 
 
 # --- colours ----------------------------------------------------------------------------------------------

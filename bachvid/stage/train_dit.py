@@ -54,8 +54,9 @@ class DiTRecipe:
     images: Diet
     clips: Diet
     rate: float = 2e-3
-    images_only: float = 0.35  # share of the budget before the first batch of clips
+    images_only: float = 0.65  # share of the budget before the first batch of clips
     image_share: float = 0.4  # of the batches after that
+    focus: float = 4.0  # how much more an error in the puppet weighs, while only images are seen
     caption_dropout: float = 0.1
     pace: Pace = PACE
 
@@ -80,11 +81,15 @@ class Frozen:
 
 
 class Pool:
-    """Encoded clips on disk, float16: entry i is made once, from seed i, and may be drawn many times."""
+    """Encoded clips on disk, float16, with their puppet's mask as one more channel.
+
+    Entry i is made once, from seed i, and may be drawn many times.
+    """
 
     def __init__(self, file: Path, recipe: DiTRecipe, diet: Diet, frozen: Frozen, seed: str) -> None:
         self.recipe, self.frames, self.vae, self.seed = recipe, diet.frames, frozen.vae, seed
-        shape = (1_000_000, *recipe.latent_shape(diet.frames))  # sparse: only what is written takes room
+        deep, channels, *size = recipe.latent_shape(diet.frames)
+        shape = (1_000_000, deep, channels + 1, *size)  # sparse: only what is written takes room
         self._stored = np.memmap(file, np.float16, "r+" if file.exists() else "w+", shape=shape)
         self._ready = 0
 
@@ -101,9 +106,10 @@ class Pool:
         """The clip that an entry shows."""
         return sample_clip(random.Random(f"{self.seed} {entry}"))
 
-    def latents(self, entries: Sequence[int]) -> Tensor:
-        """Entries (B, T, C, h, w), float32."""
-        return torch.from_numpy(self._stored[list(entries)]).float()
+    def draw(self, entries: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents (B, T, C, h, w) and masks (B, T, 1, h, w) of 0 and 1, float32."""
+        stored = torch.from_numpy(self._stored[list(entries)]).float()
+        return stored[:, :, :-1], stored[:, :, -1:]
 
     @torch.no_grad()
     def _encode(self, entries: Sequence[int]) -> Tensor:
@@ -113,8 +119,11 @@ class Pool:
             phases = torch.tensor(moments)[:, None]
         device = next(self.vae.parameters()).device
         clips = [self.clip(entry) for entry in entries]
-        video = render(clips, phases, self.recipe.height, self.recipe.width, device=device).video
-        return self.vae.to_latents(video)
+        shown = render(clips, phases, self.recipe.height, self.recipe.width, device=device)
+        latents = self.vae.to_latents(shown.video)  # B T C h w
+        deep, _, *size = latents.shape[1:]
+        mask = F.adaptive_max_pool3d(shown.mask[:, None].float(), (deep, *size)).transpose(1, 2)
+        return torch.cat((latents, mask.to(latents)), dim=2)
 
 
 class DiTTask:
@@ -123,11 +132,19 @@ class DiTTask:
     name = "dit"
 
     def __init__(
-        self, recipe: DiTRecipe, frozen: Frozen, pools: Path, seed: int, team: Team, device: torch.device
+        self,
+        recipe: DiTRecipe,
+        frozen: Frozen,
+        pools: Path,
+        seed: int,
+        team: Team,
+        device: torch.device,
+        compiled: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.frozen, self.seed, self.team, self.device = recipe, frozen, seed, team, device
         self.model = CogVideoX(recipe.config).to(device)
+        self.predict = torch.compile(self.model, dynamic=False) if compiled else self.model
         begin_closed(self.model)
         self.alphas = cogvideox_alphas().to(device)
         self.optimizers = split_optimizers(self.model, recipe.rate)
@@ -148,13 +165,14 @@ class DiTTask:
         seed = self.team.seed(self.seed, step)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         kind = self._kind(step, progress)
-        latents, text = self._batch(kind, rng)  # B T C h w, B L C
+        latents, mask, text = self._batch(kind, rng)  # B T C h w, B T 1 h w, B L C
         share = (torch.rand(1, generator=generator) + torch.arange(len(latents)) / len(latents)) % 1
         t = (share * len(self.alphas)).long().to(self.device)  # B, spread evenly
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         noisy, velocity = add_noise(latents, noise, self.alphas[t])
-        loss = F.mse_loss(self.model(noisy, t, text), velocity)
-        return loss, {kind: loss.item()}
+        error = (self.predict(noisy, t, text) - velocity).square()
+        focus = self.recipe.focus if progress < self.recipe.images_only else 1.0
+        return (error * (1 + (focus - 1) * mask)).mean(), {kind: error.mean().item()}
 
     def inspect(self, model: nn.Module) -> dict[str, Any]:
         """Loss on held-out clips in four ranges of noise, and how attention to words finds the puppet."""
@@ -181,7 +199,7 @@ class DiTTask:
         lot = random.Random(f"{self.seed} {step} kind").random()  # not by process: they wait for each other
         return "images" if progress < self.recipe.images_only or lot < self.recipe.image_share else "clips"
 
-    def _batch(self, kind: str, rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _batch(self, kind: str, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
         pool, diet = self.pools[kind], self.diets[kind]
         size = diet.first + self.counts[kind] * diet.fresh
         self.counts[kind] += 1
@@ -193,7 +211,8 @@ class DiTTask:
             text = self.frozen.text(prompts, self.recipe.config.text_length)  # B L C
         dropped = [rng.random() < self.recipe.caption_dropout for _ in prompts]
         text[torch.tensor(dropped, device=text.device)] = self.empty
-        return pool.latents(entries).to(self.device), text
+        latents, mask = (part.to(self.device) for part in pool.draw(entries))
+        return latents, mask, text
 
 
 def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
