@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline
 from diffusers import CogVideoXTransformer3DModel as Transformer
+from diffusers import WanTransformer3DModel as WanTransformer
 from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
@@ -79,6 +80,41 @@ def transformer(kind: str, **settings: Any) -> Transformer:
         "sample_width": 10, "sample_height": 6, "sample_frames": 9, **KINDS[kind], **settings,
     }  # fmt: skip
     return randomised(Transformer(**numbers))
+
+
+def wan_transformer(**settings: Any) -> WanTransformer:
+    numbers = {
+        "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4,
+        "out_channels": 4, "text_dim": 12, "freq_dim": 10, "ffn_dim": 40, "num_layers": 2,
+        "cross_attn_norm": True, "rope_max_seq_len": 32, **settings,
+    }  # fmt: skip
+    return randomised(WanTransformer(**numbers))
+
+
+def wan_original_name(name: str) -> str:
+    """What the original release calls a tensor of diffusers' Wan transformer."""
+    for theirs, original in WAN_NAMES.items():
+        name = re.sub(theirs, original, name)
+    return name
+
+
+WAN_NAMES = {  # in this order, as patterns
+    r"condition_embedder\.time_embedder\.linear_1": "time_embedding.0",
+    r"condition_embedder\.time_embedder\.linear_2": "time_embedding.2",
+    r"condition_embedder\.time_proj": "time_projection.1",
+    r"condition_embedder\.text_embedder\.linear_1": "text_embedding.0",
+    r"condition_embedder\.text_embedder\.linear_2": "text_embedding.2",
+    r"^scale_shift_table": "head.modulation",
+    r"^proj_out": "head.head",
+    r"\.scale_shift_table": ".modulation",
+    r"\.attn1": ".self_attn",
+    r"\.attn2": ".cross_attn",
+    r"\.to_out\.0": ".o",
+    r"\.to_([qkv])\.": r".\1.",
+    r"\.norm2\.": ".norm3.",
+    r"\.ffn\.net\.0\.proj": ".ffn.0",
+    r"\.ffn\.net\.2": ".ffn.2",
+}
 
 
 def vae(**settings: Any) -> AutoencoderKLCogVideoX:

@@ -106,6 +106,33 @@ COGVIDEOX_SAT = Layout(
     dropped=("mixins.pos_embed.*", "*embed_tokens*", "*freqs_sin", "*freqs_cos", "*position_embedding*"),
 )
 
+WAN_DIFFUSERS = Layout(
+    {
+        "time_embedding.0.*": "condition_embedder.time_embedder.linear_1.*",
+        "time_embedding.2.*": "condition_embedder.time_embedder.linear_2.*",
+        "time_projection.1.*": "condition_embedder.time_proj.*",
+        "text_embedding.0.*": "condition_embedder.text_embedder.linear_1.*",
+        "text_embedding.2.*": "condition_embedder.text_embedder.linear_2.*",
+        "blocks.{}.modulation": "blocks.{}.scale_shift_table",
+        "blocks.{}.self_attn.q.*": "blocks.{}.attn1.to_q.*",
+        "blocks.{}.self_attn.k.*": "blocks.{}.attn1.to_k.*",
+        "blocks.{}.self_attn.v.*": "blocks.{}.attn1.to_v.*",
+        "blocks.{}.self_attn.o.*": "blocks.{}.attn1.to_out.0.*",
+        "blocks.{}.self_attn.*": "blocks.{}.attn1.*",
+        "blocks.{}.norm3.*": "blocks.{}.norm2.*",  # a trap: diffusers' norm3 is the release's norm2,
+        "blocks.{}.cross_attn.q.*": "blocks.{}.attn2.to_q.*",  # and neither has parameters
+        "blocks.{}.cross_attn.k.*": "blocks.{}.attn2.to_k.*",
+        "blocks.{}.cross_attn.v.*": "blocks.{}.attn2.to_v.*",
+        "blocks.{}.cross_attn.o.*": "blocks.{}.attn2.to_out.0.*",
+        "blocks.{}.cross_attn.*": "blocks.{}.attn2.*",
+        "blocks.{}.ffn.0.*": "blocks.{}.ffn.net.0.proj.*",
+        "blocks.{}.ffn.2.*": "blocks.{}.ffn.net.2.*",
+        "head.modulation": "scale_shift_table",
+        "head.head.*": "proj_out.*",
+        "*": "*",
+    }
+)
+
 COGVIDEOX_VAE_DIFFUSERS = SAME  # our VAE has the names of diffusers
 
 _SAT_ENCODER = {

@@ -13,18 +13,20 @@ THETA = 10000.0
 def rotary_table(positions: Sequence[Tensor], widths: Sequence[int], lead: int = 0) -> Tensor:
     """Cosines and sines (lead + N, D/2, 2) for every token of the box `positions` span, first axis slowest.
 
-    `positions` holds one float32 vector per axis, `widths` the channels that each axis takes (their sum is
-    D). The first `lead` rows are for text that shares the sequence: cosine 1 and sine 0 leave it untouched,
-    bit for bit. Agrees with diffusers' `get_3d_rotary_pos_embed`.
+    `positions` holds one vector per axis, in the dtype that angles are computed in (the table is float32),
+    `widths` the channels that each axis takes (their sum is D). The first `lead` rows are for text that
+    shares the sequence: cosine 1 and sine 0 leave it untouched, bit for bit. Agrees with diffusers'
+    `get_3d_rotary_pos_embed` (CogVideoX, float32) and `WanRotaryPosEmbed` (float64).
     """
     box = [len(p) for p in positions]
     parts = []
     for axis, (position, width) in enumerate(zip(positions, widths, strict=True)):
-        powers = torch.arange(0, width, 2, dtype=torch.float32, device=position.device) / width
+        powers = torch.arange(0, width, 2, dtype=position.dtype, device=position.device) / width
         angles = torch.outer(position, 1.0 / THETA**powers)  # n width/2
         shape = [1] * len(box) + [width // 2, 2]
         shape[axis] = box[axis]
-        parts.append(torch.stack((angles.cos(), angles.sin()), -1).view(shape).expand(*box, -1, -1))
+        turns = torch.stack((angles.cos(), angles.sin()), -1).float()  # n width/2 2
+        parts.append(turns.view(shape).expand(*box, -1, -1))
     table = torch.cat(parts, dim=-2).flatten(0, -3)  # N D/2 2
     still = table.new_tensor((1.0, 0.0)).expand(lead, table.shape[1], 2)
     return torch.cat((still, table))
