@@ -123,7 +123,10 @@ def test_islands_are_those_of_diffusers(tmp_path: Path) -> None:
     """Loaded in bfloat16, both keep the same parts in float32 and predict the same."""
     model = theirs("A")
     model.save_pretrained(tmp_path)
-    for name, parameter in model.named_parameters():  # what from_pretrained does where accelerate is installed
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # what from_pretrained does where accelerate is installed
         if not set(name.split(".")) & set(Transformer._keep_in_fp32_modules):
             parameter.data = parameter.to(torch.bfloat16)
     built = stored(tmp_path, "diffusers")

@@ -14,7 +14,7 @@ from diffusers import CogVideoXTransformer3DModel as Transformer
 from diffusers import WanTransformer3DModel as WanTransformer
 from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 # One of each kind: added positions (2B), rotary (5B), rotary over patches of two frames (1.5).
 KINDS: dict[str, dict[str, Any]] = {
@@ -135,6 +135,11 @@ def t5(model: type[nn.Module] = T5EncoderModel) -> Any:
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
     return randomised(model(config))
+
+
+def umt5(**settings: Any) -> UMT5EncoderModel:
+    numbers = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return randomised(UMT5EncoderModel(UMT5Config(**{**numbers, **settings})))
 
 
 def pipeline(tokenizer: Path, kind: str = "5b") -> CogVideoXPipeline:

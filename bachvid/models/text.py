@@ -1,22 +1,22 @@
-"""Prompts to numbers: tokens that know which characters they stand for, and the T5 encoder that reads them.
+"""Prompts to numbers: tokens that know which characters they stand for, and the T5 or UMT5 that reads them.
 
-The tokenizer is a folder's own sentencepiece model, read directly; T5 itself comes from transformers.
+The tokenizer is a folder's own sentencepiece model, read directly; the networks come from transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import html
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bachvid.models.layouts import T5_ENCODER, T5_ENCODER_SECOND_NAME
+from bachvid.models.layouts import T5_ENCODER, T5_ENCODER_SECOND_NAME, Layout
 from bachvid.models.weights import Weights, WeightsError, load, read_config, save, write_json
-
-if TYPE_CHECKING:
-    from transformers import T5EncoderModel
 
 PAD, EOS = 0, 1
 SPACE = "▁"  # how sentencepiece writes a space, and the start of every word
@@ -149,9 +149,16 @@ def _from_tokenizer_json(file: Path) -> _Backend:
 
 
 class TextEncoder:
-    """Tokenizer and T5 as one: a prompt in, `length` encoded tokens out."""
+    """Tokenizer and T5 as one, as CogVideoX has them: a prompt in, `length` encoded tokens out."""
 
-    def __init__(self, tokenizer: Tokenizer, model: T5EncoderModel, length: int) -> None:
+    kind: ClassVar[str] = "t5"  # the `model_type` in its config.json
+
+    def __init__(self, tokenizer: Tokenizer, model: Any, length: int) -> None:
+        if tokenizer.size > model.config.vocab_size:
+            raise WeightsError(
+                f"{tokenizer.file} has {tokenizer.size} tokens, the text encoder beside it knows "
+                f"{model.config.vocab_size}; take both from one model"
+            )
         self.tokenizer, self.model, self.length = tokenizer, model, length
 
     @classmethod
@@ -169,13 +176,14 @@ class TextEncoder:
         root = Path(root)
         whole = not (root / "text_encoder").is_dir()
         tokenizer = Tokenizer.from_folder(root if whole else root / "tokenizer")
-        model = load_t5(root if whole else root / "text_encoder", dtype, device)
-        if tokenizer.size > model.config.vocab_size:
-            raise WeightsError(
-                f"{tokenizer.file} has {tokenizer.size} tokens, the text encoder beside it knows "
-                f"{model.config.vocab_size}; take both from one model"
-            )
-        return cls(tokenizer, model, length)
+        folder = root if whole else root / "text_encoder"
+        settings, weights = read_config(folder / "config.json", "model_type", cls.kind), Weights(folder)
+        layout = T5_ENCODER if "shared.weight" in weights.shapes else T5_ENCODER_SECOND_NAME
+        return cls(tokenizer, load_encoder(settings, weights, layout, dtype, device), length)
+
+    def clean(self, text: str) -> str:
+        """A prompt, or a part of one, as the model's authors pass it on: CogVideoX's unchanged."""
+        return text
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
@@ -183,30 +191,107 @@ class TextEncoder:
 
         Agrees with `encode_prompt` of diffusers' `CogVideoXPipeline`. ValueError for too long a prompt.
         """
+        return self._run(input_ids=self._ids(prompt))
+
+    def _ids(self, prompt: str) -> Tensor:
         ids = self.tokenizer.padded(self.tokenizer.encode(prompt).ids, self.length)
-        out = self.model(input_ids=torch.tensor([ids], device=self.model.device)).last_hidden_state
-        return out.to(self.model.dtype)  # 1 L C
+        return torch.tensor([ids], device=self.model.device)  # 1 L
+
+    def _run(self, **inputs: Tensor) -> Tensor:
+        return self.model(**inputs).last_hidden_state.to(self.model.dtype)  # 1 L C
 
     def save(self, root: Path | str) -> None:
         """Write `tokenizer/` and `text_encoder/` as transformers and diffusers read them."""
         file, root = self.tokenizer.file, Path(root)
         (root / "tokenizer").mkdir(parents=True, exist_ok=True)
         (root / "tokenizer" / file.name).write_bytes(file.read_bytes())
-        settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": self.length}
+        tokenizer_class = "T5Tokenizer"  # of UMT5 too
+        settings = {"tokenizer_class": tokenizer_class, "extra_ids": 0, "model_max_length": self.length}
         write_json(settings, root / "tokenizer" / "tokenizer_config.json")
         save(dict(self.model.named_parameters()), root / "text_encoder" / "model.safetensors")
         self.model.config.save_pretrained(root / "text_encoder")
 
 
-def load_t5(folder: Path, dtype: torch.dtype, device: torch.device | str) -> T5EncoderModel:
-    """transformers' T5 encoder with the weights in a folder; in float16 its `wo` stays float32, as there."""
-    from transformers import T5Config, T5EncoderModel  # takes seconds, which `--help` need not
+class WanTextEncoder(TextEncoder):
+    """Tokenizer and UMT5 as one, as Wan has them."""
 
-    settings = read_config(folder / "config.json", "model_type", "t5")
-    weights = Weights(folder)
-    layout = T5_ENCODER if "shared.weight" in weights.shapes else T5_ENCODER_SECOND_NAME
+    kind = "umt5"
+
+    def clean(self, text: str) -> str:
+        """A prompt, or a part of one, without HTML escapes and with single spaces.
+
+        Agrees with `prompt_clean` of diffusers' `WanPipeline`, which repairs broken encodings where ftfy is
+        installed.
+        """
+        text = html.unescape(html.unescape(_repaired(text))).strip()
+        return re.sub(r"\s+", " ", text).strip()
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Tensor:
+        """Encoded prompt (1, length, C), already `clean`: padding is not attended to, and zero in the end.
+
+        Agrees with `encode_prompt` of diffusers' `WanPipeline`. ValueError for too long a prompt.
+        """
+        ids = self._ids(prompt)
+        real = ids != PAD  # 1 L
+        out = self._run(input_ids=ids, attention_mask=real.long())
+        return out.masked_fill(~real[..., None], 0.0)
+
+
+def load_encoder(
+    settings: Mapping[str, Any],
+    weights: Weights,
+    layout: Layout,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Any:
+    """transformers' T5 or UMT5 encoder of a `config.json`; in float16 its `wo` stays float32, as there."""
+    check_arithmetic(settings["model_type"])
     wide = ("wo",) if dtype is torch.float16 else ()
-    model = load(lambda: T5EncoderModel(T5Config.from_dict(settings)), weights, layout, dtype, device, wide)
+    model = load(lambda: _build(settings), weights, layout, dtype, device, wide)
     if not model.shared.weight.any():
-        raise WeightsError(f"the token embeddings in {folder} are all zero; fetch the text encoder again")
+        raise WeightsError(
+            f"the token embeddings in {weights.path} are all zero; fetch the text encoder again"
+        )
     return model
+
+
+@cache
+def check_arithmetic(kind: str) -> None:
+    """Raise WeightsError if the installed transformers computes another "t5" or "umt5" than it should."""
+    sizes = {"vocab_size": 6, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_layers": 2, "num_heads": 2}
+    model = _build({"model_type": kind, "feed_forward_proj": "gated-gelu", **sizes}).eval()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters(), start=1):
+            count = torch.arange(parameter.numel(), dtype=torch.float32)
+            parameter.copy_(torch.sin(number * (count + 1)).view_as(parameter))
+        ids, mask = torch.tensor([[5, 2, 3, 1, 0]]), torch.tensor([[1, 1, 1, 1, 0]])
+        found = model(input_ids=ids, attention_mask=mask).last_hidden_state[0, 0]
+    if not torch.allclose(found, torch.tensor(KNOWN_ANSWERS[kind]), atol=1e-4):
+        import transformers
+
+        raise WeightsError(
+            f"transformers {transformers.__version__} computes {kind} wrongly; install transformers 5.23.0"
+        )
+
+
+KNOWN_ANSWERS = {  # the first token's; tests/test_text.py derives them without transformers
+    "t5": (0.79947, 0.55877, -0.11767, -1.09264),
+    "umt5": (-0.00005, 0.01801, 0.04554, -0.00527),
+}
+
+
+def _build(settings: Mapping[str, Any]) -> Any:
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel  # takes seconds
+
+    if settings["model_type"] == "umt5":
+        return UMT5EncoderModel(UMT5Config.from_dict(dict(settings)))
+    return T5EncoderModel(T5Config.from_dict(dict(settings)))
+
+
+def _repaired(text: str) -> str:
+    try:
+        import ftfy
+    except ImportError:
+        return text
+    return ftfy.fix_text(text)

@@ -174,7 +174,9 @@ class Wan(nn.Module):
 
     def grid(self, latents: Tensor) -> Grid:
         """The box of tokens that these latents (B, C, T, H, W) become."""
-        return Grid(*(size // patch for size, patch in zip(latents.shape[2:], self.config.patch, strict=True)))
+        return Grid(
+            *(size // patch for size, patch in zip(latents.shape[2:], self.config.patch, strict=True))
+        )
 
     def freqs(self, grid: Grid, device: torch.device) -> Tensor:
         """Rotary table (N, D/2, 2): plain indices, with angles in float64 where the device has it."""
@@ -271,7 +273,9 @@ class Float32LayerNorm(nn.LayerNorm):
     """A layer norm that computes in float32, and returns it, whatever the weights are held in."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
