@@ -27,7 +27,7 @@ from bachvid.method.identity import Trajectory, fingerprint
 from bachvid.method.scout import Scouted
 from bachvid.method.spans import Parts, find_spans
 from bachvid.models.checkpoint import Checkpoint, open_checkpoint
-from bachvid.models.cogvideox_vae import CogVideoXVAE
+from bachvid.models.parts import VAE
 from bachvid.pictures.frames import to_frames
 from bachvid.sampling.guidance import dynamic, static
 from bachvid.sampling.sampler import read_sampler
@@ -105,26 +105,28 @@ class Run:
         """Every prompt, the identity's first, and the negative one; all are checked before any is encoded."""
         settings, first = self.settings, self.settings.recipe.character_first
         encoder = self.checkpoint.text_encoder(settings.dtype, settings.device)
+        videos = [parts.each(encoder.clean) for parts in self.parts]
         spans = []
-        for video in self.parts:
-            tokens = encoder.tokenizer.encode(video.prompt(first))
-            found = find_spans(tokens.offsets, video.ranges(first), encoder.length - 1)
+        for video in videos:
+            offsets = encoder.tokenizer.encode(video.prompt(first)).offsets
+            only = video.places(video.words(settings.recipe.words, self.story.marked), first)
+            found = find_spans(offsets, video.ranges(first), encoder.length - 1, only)
             spans.append(found.to(settings.device))
-        texts = [encoder.encode(video.prompt(first)) for video in self.parts]
-        return [Prompt(*both) for both in zip(texts, spans, strict=True)], encoder.encode(settings.negative)
+        texts = [encoder.encode(video.prompt(first)) for video in videos]
+        negative = encoder.encode(encoder.clean(settings.negative))
+        return [Prompt(*both) for both in zip(texts, spans, strict=True)], negative
 
     def load_denoiser(self, negative: torch.Tensor) -> Denoiser:
         """The denoiser with its sampler and guidance, and the shape of one video's latents."""
-        settings, config = self.settings, self.checkpoint.config
-        (width, height), scale = settings.size, self.checkpoint.vae_config.spatial_compression_ratio
-        frames = self.latent_frames + -self.latent_frames % (config.patch_frames or 1)
+        settings = self.settings
         return Denoiser(
             model=self.checkpoint.transformer(settings.dtype, settings.device),
             sampler=read_sampler(settings.scheduler, settings.steps),
             negative=negative,
-            shape=(1, frames, config.channels, height // scale, width // scale),
+            shape=self.checkpoint.latent_shape(settings.size, settings.frames),
             scale=settings.guidance,
             guidance=dynamic if settings.dynamic_guidance else static,
+            wide=self.checkpoint.wide,
         )
 
     def denoise(self, denoiser: Denoiser, prompts: Sequence[Prompt]) -> list[Made]:
@@ -161,10 +163,10 @@ class Run:
         seeds = self.seeds(len(prompts))
         return self.keep(self.follow_vanilla(denoiser, prompts[1:], seeds[1:]), vanilla=True)
 
-    def decode(self, vae: CogVideoXVAE, videos: Sequence[Made]) -> None:
-        """Pixels, one video at a time, without the latent frames that 1.5 needs in front to fill a patch."""
+    def decode(self, vae: VAE, videos: Sequence[Made]) -> None:
+        """Pixels, one video at a time."""
         for video in videos:
-            latents = video.latents[:, video.latents.shape[1] - self.latent_frames :].float()
+            latents = self.checkpoint.shown(video.latents, self.settings.frames).float()
             with torch.no_grad():
                 video.frames = to_frames(vae.to_video(latents, tiling=self.settings.vae_tiling)[0])
 
@@ -219,10 +221,6 @@ class Run:
         """What every video shows, the identity first."""
         return [*([self.joined.parts] if self.joined else []), *self.story.videos]
 
-    @property
-    def latent_frames(self) -> int:
-        return (self.settings.frames - 1) // self.checkpoint.config.temporal_compression + 1
-
     def seeds(self, videos: int) -> list[int]:
         """One noise for the whole group, or with --own-noise one for each video."""
         settings = self.settings
@@ -240,7 +238,9 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """Every resolved value and its origin, for `config.json`."""
-        return {"model": self.model.name, "story": vars(self.story), **self.settings.to_dict()}
+        words = self.parts[0].words(self.settings.recipe.words, self.story.marked)
+        known = {"model": self.model.name, "story": vars(self.story), "words": words and vars(words)}
+        return {**known, **self.settings.to_dict()}
 
 
 def known(identity: Scouted | None) -> Scouted:

@@ -11,12 +11,20 @@ from typing import Any
 import torch
 
 from bachvid.errors import UsageError
-from bachvid.method.recipe import MODES, PRESETS, Recipe, load_preset
+from bachvid.method.recipe import MODES, PRESETS, Recipe, load_preset, own_recipe
 from bachvid.models.checkpoint import Checkpoint
+from bachvid.models.parts import Format
 from bachvid.sampling.sampler import read_sampler
 
 SOURCES = ("lockstep", "replay", "cache")
-SOLVERS = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}
+SOLVERS = {  # of each family
+    "cogvideox": {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"},
+    "wan": {
+        "unipc": "UniPCMultistepScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "euler": "FlowMatchEulerDiscreteScheduler",
+    },
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -72,7 +80,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(
         "--dynamic-guidance", "--use_dynamic_cfg", action=switch, help="CogVideoX's oscillating guidance: off"
     )
-    flag("--solver", "--sample_solver", choices=SOLVERS, help="instead of the checkpoint's own")
+    solvers = [name for family in SOLVERS.values() for name in family]
+    flag("--solver", "--sample_solver", choices=solvers, help="instead of the checkpoint's own")
+    flag(
+        "--shift",
+        "--sample_shift",
+        type=float,
+        metavar="S",
+        help="of Wan's noise levels: 3 at 480p, 5 at 720p",
+    )
     flag("--negative", "--negative_prompt", metavar="TEXT", help="negative prompt: empty")
     flag("--size", metavar="WxH", help="in pixels, such as 720x480")
     flag("--frames", "--frame_num", "--num_frames", type=int, metavar="N", help="8k + 1")
@@ -93,29 +109,33 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         origins[name], value = next((o, v) for o, v in candidates.items() if v is not None)
         return value
 
-    config = checkpoint.config
-    recipe = first("recipe", flag=_named_preset(args.preset), preset=_own_preset(checkpoint, folder))
+    own = checkpoint.format
+    recipe = first(
+        "recipe",
+        flag=_named_preset(args.preset),
+        preset=own_recipe(folder, checkpoint.family, checkpoint.config.layers),
+    )
     device = first("device", flag=_device(args.device), default=best_device())
     settings = Settings(
         recipe=_adjusted(recipe, args),
         scheduler=first(
-            "scheduler", flag=_solver(args.solver, checkpoint), checkpoint=dict(checkpoint.scheduler)
+            "scheduler", flag=_scheduler(args, checkpoint), checkpoint=dict(checkpoint.scheduler)
         ),
         steps=first("steps", flag=args.steps, preset=recipe.steps),
         guidance=first("guidance", flag=args.guidance, preset=recipe.guidance),
         dynamic_guidance=first("dynamic_guidance", flag=args.dynamic_guidance, default=False),
         negative=first("negative", flag=args.negative, default=""),
         seed=first("seed", flag=args.seed, default=42),
-        size=first("size", flag=_size(args.size), checkpoint=_native_size(checkpoint)),
-        frames=first("frames", flag=args.frames, checkpoint=config.sample_frames),
-        fps=first("fps", flag=args.fps, checkpoint=_native_fps(checkpoint)),
+        size=first("size", flag=_size(args.size), checkpoint=own.size),
+        frames=first("frames", flag=args.frames, checkpoint=own.frames),
+        fps=first("fps", flag=args.fps, checkpoint=own.fps),
         source=first("source", flag=args.source, default="lockstep"),
         dtype=first("dtype", flag=DTYPES.get(args.dtype), default=best_dtype(device, checkpoint)),
         device=device,
         vae_tiling=first("vae_tiling", flag=args.vae_tiling, default=False),
         origins=origins,
     )
-    _check(settings, checkpoint)
+    _check(settings, own)
     return settings
 
 
@@ -127,17 +147,10 @@ def best_device() -> torch.device:
 
 
 def best_dtype(device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    """float32 on a CPU; elsewhere what the checkpoint was trained in: float16 for 2B, else bfloat16."""
+    """float32 on a CPU; elsewhere what the checkpoint was trained in."""
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if checkpoint.config.rotary else torch.float16
-
-
-def _own_preset(checkpoint: Checkpoint, folder: Path) -> Recipe:
-    """The `preset.json` beside the weights, or the paper's numbers for the model they are for."""
-    if (folder / "preset.json").is_file():
-        return load_preset(folder / "preset.json")
-    return PRESETS["paper-cogvideox-5b"].scaled_to(checkpoint.config.layers, 42)
+    return checkpoint.trained_dtype
 
 
 def _named_preset(name: str | None) -> Recipe | None:
@@ -156,8 +169,25 @@ def _adjusted(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     return replace(recipe, shared_noise=False) if args.own_noise else recipe
 
 
-def _solver(name: str | None, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    return {**checkpoint.scheduler, "_class_name": SOLVERS[name]} if name else None
+def _scheduler(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The checkpoint's noise levels with another solver or shift; None if neither was asked for."""
+    known, flow = SOLVERS[checkpoint.family], checkpoint.family == "wan"
+    changes: dict[str, Any] = {}
+    if args.solver:
+        if args.solver not in known:
+            raise UsageError(
+                f"--solver {args.solver} does not fit a {checkpoint.family} model. Use {' or '.join(known)}."
+            )
+        changes["_class_name"] = known[args.solver]
+        changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if flow else {}
+    if args.shift is not None:
+        if not flow or args.shift <= 0:
+            raise UsageError(
+                f"--shift {args.shift:g} does not fit a {checkpoint.family} model. "
+                "It is a number above 0, for Wan; leave it out."
+            )
+        changes |= {"flow_shift": args.shift, "shift": args.shift}  # each solver knows one of the names
+    return {**checkpoint.scheduler, **changes} if changes else None
 
 
 def _device(name: str | None) -> torch.device | None:
@@ -179,30 +209,21 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _native_size(checkpoint: Checkpoint) -> tuple[int, int]:
-    config, scale = checkpoint.config, checkpoint.vae_config.spatial_compression_ratio
-    if config.patch_frames:  # 1.5 stores the reach of its positions, not a size it was trained on
-        return 1360, 768
-    return config.sample_width * scale, config.sample_height * scale
-
-
-def _native_fps(checkpoint: Checkpoint) -> int:
-    """Two latent frames a second, or four in 1.5, whatever the number of frames that share a latent."""
-    config = checkpoint.config
-    return max(1, (4 if config.patch_frames else 2) * config.temporal_compression)
-
-
-def _check(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Raise UsageError for numbers that this checkpoint cannot take, naming the nearest that it can."""
-    step = checkpoint.vae_config.spatial_compression_ratio * checkpoint.config.patch
+def _check(settings: Settings, own: Format) -> None:
+    """Raise UsageError for numbers that a checkpoint cannot take, naming the nearest that it can."""
+    step = own.size_unit
     width, height = settings.size
     if width % step or height % step or not width or not height:
         near = "x".join(str(max(step, round(n / step) * step)) for n in settings.size)
         raise UsageError(
             f"--size {width}x{height} does not fit: both must be multiples of {step}. Use {near}."
         )
-    frames, unit = settings.frames, 2 * checkpoint.config.temporal_compression
-    longest = 161 if checkpoint.config.patch_frames else checkpoint.config.sample_frames
+    if own.side and max(width, height) > own.side:
+        raise UsageError(
+            f"--size {width}x{height} does not fit: this model's positions end at {own.side} pixels. "
+            f"Use {own.size[0]}x{own.size[1]}."
+        )
+    frames, unit, longest = settings.frames, own.frame_unit, own.longest
     if (frames - 1) % unit or not 1 <= frames <= longest:
         nearest = min(max(1, round((frames - 1) / unit) * unit + 1), longest)
         raise UsageError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bachvid.errors import StoryError, UsageError
 from bachvid.method.spans import Parts
+from bachvid.method.words import unmarked
 
 FORM = "background#character#action"
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
@@ -20,6 +22,13 @@ class Story:
     background: str
     character: str
     actions: tuple[str, ...]
+    marked: tuple[str, ...] = ()  # words that stood in [square brackets]: what masks are to look for
+
+    @classmethod
+    def of(cls, background: str, character: str, actions: Sequence[str]) -> Story:
+        """The story of these texts, the brackets taken off the words that are marked."""
+        plain, marks = zip(*map(unmarked, (background, character, *actions)), strict=True)
+        return cls(plain[0], plain[1], plain[2:], marks[0] + marks[1])
 
     def __post_init__(self) -> None:
         empty = [name for name in ("background", "character") if not getattr(self, name).strip()]
@@ -55,7 +64,7 @@ def find_stories(args: argparse.Namespace, model: Path) -> list[Story]:
     if given:
         if missing := [name for name in flags if name not in given]:
             raise UsageError(f"{missing[0]} is missing: a story needs {', '.join(flags)}.")
-        return [Story(args.background, args.character, tuple(args.action))]
+        return [Story.of(args.background, args.character, args.action)]
     if args.story:
         return read_stories(args.story)
     if (model / "story.txt").is_file():
@@ -90,7 +99,7 @@ def read_stories(path: Path) -> list[Story]:
                 number,
             )
         groups[-1].append(parts)
-    stories = [Story(*_shared(group[0]), tuple(parts.action for parts in group)) for group in groups if group]
+    stories = [Story.of(*_shared(group[0]), [parts.action for parts in group]) for group in groups if group]
     if not stories:
         raise StoryError(f"The story is empty. Write one {FORM} line for each video.", path)
     return stories

@@ -15,14 +15,7 @@ from diffusers import CogVideoXPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bachvid.models.checkpoint import (
-    Checkpoint,
-    WeightsError,
-    open_checkpoint,
-    save_index,
-    save_transformer,
-    save_vae,
-)
+from bachvid.models.checkpoint import Checkpoint, WeightsError, open_checkpoint, save_index, save_model
 from bachvid.models.cogvideox import CogVideoXConfig
 from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
 from bachvid.models.weights import Weights, load
@@ -88,7 +81,7 @@ def test_an_original_release_gives_the_same_models(tokenizer: Path, tmp_path: Pa
     )  # fmt: skip
     save_original(pipe, tmp_path)
     parts = open_checkpoint(tmp_path)
-    assert (parts.layout, parts.name) == ("sat", "cogvideox")
+    assert (parts.layout, parts.name) == ("original", "cogvideox")
     assert parts.config == CogVideoXConfig.from_dict(pipe.transformer.config)
     assert parts.vae_config == CogVideoXVAEConfig.from_dict(pipe.vae.config)
     assert parts.scheduler["snr_shift_scale"] == (3.0 if kind == "2b" else 1.0)
@@ -146,10 +139,10 @@ def denoised(pipe: CogVideoXPipeline, text: Tensor) -> Tensor:
 @torch.no_grad()
 def test_what_is_saved_is_what_diffusers_loads(good: Path, tmp_path: Path) -> None:
     parts = open_checkpoint(good)
-    save_transformer(parts.transformer(), tmp_path / "transformer")
-    save_vae(parts.vae(), tmp_path / "vae")
+    save_model(parts.transformer(), tmp_path / "transformer")
+    save_model(parts.vae(), tmp_path / "vae")
     parts.text_encoder().save(tmp_path)
-    save_index(tmp_path, parts.scheduler)
+    save_index(tmp_path, "CogVideoXPipeline", parts.scheduler)
     pipe = CogVideoXPipeline.from_pretrained(tmp_path)
     assert pipe.scheduler.config.snr_shift_scale == 1.0 and pipe.tokenizer.model_max_length == 12
     check_same(parts, pipe)
@@ -159,7 +152,7 @@ def test_what_is_saved_is_what_diffusers_loads(good: Path, tmp_path: Path) -> No
 
 def test_weights_can_be_saved_and_loaded_in_another_dtype(good: Path, tmp_path: Path) -> None:
     parts = open_checkpoint(good)
-    save_transformer(parts.transformer(), tmp_path, torch.bfloat16)
+    save_model(parts.transformer(), tmp_path, torch.bfloat16)
     stored = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     half = dict(parts.transformer(torch.bfloat16).named_parameters())
@@ -253,13 +246,17 @@ def pickled_vae(folder: Path, values: Any) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "is no folder; give one"),
-    "nothing in it": (lambda f: [shutil.rmtree(f), f.mkdir()], "holds no text-to-video CogVideoX"),
+    "nothing in it": (lambda f: [shutil.rmtree(f), f.mkdir()], "holds no text-to-video CogVideoX or Wan"),
     "no transformer": (lambda f: shutil.rmtree(f / "transformer"), r"transformer/config\.json is missing"),
     "no vae weights": (lambda f: (f / VAE).unlink(), r"/vae holds no \.safetensors \.pt"),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), r"scheduler_config\.json is missing"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), r"/tokenizer has no spiece\.model"),
+    "another kind": (lambda f: edit(f / "model_index.json", _class_name="MochiPipeline"),
+        r"model_index\.json describes a MochiPipeline, not a CogVideoXPipeline or WanPipeline; put"),
     "another family": (lambda f: edit(f / "model_index.json", _class_name="WanPipeline"),
-        r"model_index\.json describes a WanPipeline, not a CogVideoXPipeline; put"),
+        r"transformer/config\.json describes a CogVideoXTransformer3DModel, not a WanTransformer3DModel"),
+    "a vae of another family": (lambda f: edit(f / "vae" / "config.json", _class_name="AutoencoderKLWan"),
+        r"vae/config\.json describes a AutoencoderKLWan, not a AutoencoderKLCogVideoX"),
     "vae in the place of the transformer": (
         lambda f: shutil.copy(f / "vae" / "config.json", f / "transformer"),
         r"transformer/config\.json describes a AutoencoderKLCogVideoX, not a CogVideoXTransformer3DModel"),
@@ -325,7 +322,7 @@ def test_damage_is_told_in_one_sentence(
     "damage, message",
     [
         (lambda f: cut(f / "t2v" / "1000" / "states.pt"), r"t2v/1000/states\.pt .* cannot be read"),
-        (lambda f: shutil.rmtree(f / "t2v"), "holds no text-to-video CogVideoX"),
+        (lambda f: shutil.rmtree(f / "t2v"), "holds no text-to-video CogVideoX or Wan"),
         (
             lambda f: shutil.copytree(f / "t2v", f / "again"),
             "must hold one transformer, and there is again/.*, t2v/",

@@ -22,12 +22,12 @@ from bachvid.method.group import Group
 from bachvid.method.group import vanilla as vanilla_takes
 from bachvid.method.recipe import Recipe, load_preset
 from bachvid.method.spans import Parts
-from bachvid.models.checkpoint import open_checkpoint, save_index, save_transformer, save_vae
+from bachvid.models.checkpoint import open_checkpoint, save_index, save_model
 from bachvid.models.cogvideox import CogVideoX
 from bachvid.models.cogvideox_vae import CogVideoXVAE
+from bachvid.models.sat import SCHEDULER
 from bachvid.models.text import TextEncoder
 from bachvid.stage.captions import caption
-from bachvid.stage.export import SCHEDULER
 from bachvid.stage.recipes import TINY_COGVIDEOX
 from bachvid.stage.train_text import make_encoder, make_tokenizer
 from bachvid.stage.world import Clip, sample_group
@@ -140,12 +140,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, big = tmp_path_factory.mktemp("models") / "random-tiny", TINY_COGVIDEOX
     vae = replace(big.vae.config, block_out_channels=(8, 8, 8), norm_num_groups=4)
     dit = replace(big.dit.config, layers=2, heads=2, head_width=16)
-    save_vae(tiny.randomised(CogVideoXVAE(vae)), folder / "vae")
-    save_transformer(tiny.randomised(CogVideoX(dit)), folder / "transformer")
+    save_model(tiny.randomised(CogVideoXVAE(vae)), folder / "vae")
+    save_model(tiny.randomised(CogVideoX(dit)), folder / "transformer")
     tokenizer = make_tokenizer(folder / "tokenizer", big.text.length, seed=0)
     encoder = tiny.randomised(make_encoder(replace(big.text, layers=1), tokenizer.size))
     TextEncoder(tokenizer, encoder, big.text.length).save(folder)
-    save_index(folder, SCHEDULER)
+    save_index(folder, "CogVideoXPipeline", SCHEDULER)
     recipe = Recipe(10, "joint", (1, 2), 4, "joint", (2,), 4, (1, 2))
     (folder / "preset.json").write_text(json.dumps(recipe.to_dict()))
     return folder

@@ -29,7 +29,8 @@ class Arrows(NamedTuple):
 
 ARROWS = {
     # A fork can take `models` or `sampling` alone.
-    "models": Arrows("", "torch einops safetensors transformers sentencepiece tokenizers"),
+    # ftfy, which repairs prompts, is used where somebody installed it, as diffusers does.
+    "models": Arrows("", "torch einops safetensors transformers sentencepiece tokenizers ftfy"),
     "sampling": Arrows("", "torch"),
     "method": Arrows("models sampling", "torch safetensors einops"),
     # Pictures show tensors, arrays, numbers and text, which they are handed: they look nothing up.
@@ -138,9 +139,10 @@ def may_use(part: str, library: str) -> bool:
 
 
 def requirements() -> set[str]:
-    """What the requirements in pyproject.toml, those of the plots extra included, are imported as."""
+    """What the requirements in pyproject.toml, those of the users' extras included, are imported as."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["plots"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + extras["plots"] + extras["prompts"]
     names = {re.split(r"[^\w-]", line)[0] for line in lines}
     return {{"pyyaml": "yaml"}.get(name, name) for name in names}
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+)
 from diffusers import CogVideoXTransformer3DModel as Transformer
 from diffusers import WanTransformer3DModel as WanTransformer
 from sentencepiece import SentencePieceTrainer
@@ -149,6 +156,25 @@ def pipeline(tokenizer: Path, kind: str = "5b") -> CogVideoXPipeline:
         vae=vae(),
         transformer=transformer(kind),
         scheduler=CogVideoXDDIMScheduler(**SCHEDULER),
+    )
+
+
+def wan_vae(**settings: Any) -> AutoencoderKLWan:
+    numbers = {
+        "base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, **settings,
+    }  # fmt: skip
+    return randomised(AutoencoderKLWan(**numbers))
+
+
+def wan_pipeline(tokenizer: Path, text_length: int = 40) -> WanPipeline:
+    return WanPipeline(
+        tokenizer=T5Tokenizer.from_pretrained(tokenizer, extra_ids=0, model_max_length=text_length),
+        text_encoder=umt5(),
+        vae=wan_vae(),
+        transformer=wan_transformer(text_dim=32, in_channels=16, out_channels=16),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        ),
     )
 
 

@@ -24,8 +24,8 @@ from bachvid.evaluate.stage import measure_group
 from bachvid.evaluate.studio import Studio
 from bachvid.evaluate.table import SIGN, table
 from bachvid.method.identity import fingerprint
-from bachvid.method.recipe import PRESETS, Recipe, load_preset
-from bachvid.models.checkpoint import Checkpoint, open_checkpoint
+from bachvid.method.recipe import own_recipe
+from bachvid.models.checkpoint import open_checkpoint
 from bachvid.story import find_model
 
 
@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     folder = find_model(args.model)
     checkpoint = open_checkpoint(folder)
-    recipe = recipe_for(checkpoint, folder, args.steps)
+    recipe = own_recipe(folder, checkpoint.family, checkpoint.config.layers)
+    recipe = recipe if args.steps is None else recipe.at(args.steps)
     studio = Studio.open(checkpoint, recipe, "cuda" if torch.cuda.is_available() else "cpu")
     settings = {
         "model": folder.name,
@@ -88,15 +89,6 @@ def shard(text: str) -> tuple[int, int]:
     if not 1 <= index <= count:
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 1/2")
     return index, count
-
-
-def recipe_for(checkpoint: Checkpoint, folder: Path, steps: int | None) -> Recipe:
-    """The `preset.json` beside the weights, else the paper's numbers scaled to the model; for `steps`."""
-    if (preset := folder / "preset.json").is_file():
-        recipe = load_preset(preset)
-    else:
-        recipe = PRESETS["paper-cogvideox-5b"].scaled_to(checkpoint.config.layers, 42)
-    return recipe if steps is None else recipe.at(steps)
 
 
 def measure_missing(studio: Studio, ledger: Ledger, args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,8 @@ from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted, look_at, scout
 from bachvid.method.spans import Parts, find_spans
 from bachvid.models.checkpoint import Checkpoint
-from bachvid.models.cogvideox import CogVideoX
-from bachvid.models.cogvideox_vae import CogVideoXVAE
 from bachvid.models.grid import Grid
+from bachvid.models.parts import VAE, Model
 from bachvid.models.text import TextEncoder
 from bachvid.pictures.frames import Frames, to_frames
 from bachvid.sampling.loop import denoise
@@ -31,42 +30,46 @@ T = TypeVar("T")
 class Studio:
     """A loaded checkpoint at its native size, and the recipe that it is evaluated with."""
 
-    model: CogVideoX
-    vae: CogVideoXVAE
+    model: Model
+    vae: VAE
     encoder: TextEncoder
     sampler: Sampler
     recipe: Recipe  # for the sampler's number of steps
     shape: tuple[int, ...]  # of one video's latents
+    wide: Literal["predictions", "latents"]  # as in `Denoiser`
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, recipe: Recipe, device: torch.device | str) -> Studio:
         """Load every part in float32."""
-        config, dtype = checkpoint.config, torch.float32
-        frames = (config.sample_frames - 1) // config.temporal_compression + 1
+        own, dtype = checkpoint.format, torch.float32
         return cls(
             model=checkpoint.transformer(dtype, device),
             vae=checkpoint.vae(dtype, device),
             encoder=checkpoint.text_encoder(dtype, device),
             sampler=read_sampler(checkpoint.scheduler, recipe.steps),
             recipe=recipe,
-            shape=(1, frames, config.channels, config.sample_height, config.sample_width),
+            shape=checkpoint.latent_shape(own.size, own.frames),
+            wide=checkpoint.wide,
         )
 
     @property
     def parts(self) -> nn.Module:
         """Everything that has weights."""
-        return nn.ModuleList([self.model, self.vae, self.encoder.model])
+        return nn.ModuleList([self.model, self.vae, self.encoder.model])  # type: ignore[list-item]
 
     def denoiser(self) -> Denoiser:
         """A denoiser for the videos of one group: it remembers some of what they share."""
-        return Denoiser(self.model, self.sampler, self.encoder.encode(""), self.shape, self.recipe.guidance)
+        negative = self.encoder.encode("")
+        scale = self.recipe.guidance
+        return Denoiser(self.model, self.sampler, negative, self.shape, scale, wide=self.wide)
 
     def prompt(self, parts: Parts) -> Prompt:
         """An encoded prompt with its spans."""
         first = self.recipe.character_first
         text = parts.prompt(first)
         offsets = self.encoder.tokenizer.encode(text).offsets
-        spans = find_spans(offsets, parts.ranges(first), self.encoder.length - 1)
+        only = parts.places(parts.words(self.recipe.words), first)
+        spans = find_spans(offsets, parts.ranges(first), self.encoder.length - 1, only)
         encoded = self.encoder.encode(text)
         return Prompt(encoded, spans.to(encoded.device))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bachvid.method.mask import Spans
-from bachvid.method.together import Model, Pass, forward
+from bachvid.method.together import Pass, forward
+from bachvid.models.parts import Model
 from bachvid.sampling.guidance import Guidance, combine, static
 from bachvid.sampling.loop import Row, start
 from bachvid.sampling.sampler import Sampler
@@ -41,6 +43,7 @@ class Denoiser:
     shape: tuple[int, ...]  # of one video's latents, batch 1
     scale: float = 6.0
     guidance: Guidance = static
+    wide: Literal["predictions", "latents"] = "predictions"  # what is float32, whatever the model's dtype
     _openings: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -53,12 +56,13 @@ class Denoiser:
         return self.scale > 1
 
     def start(self, prompt: Prompt, seed: int) -> Take:
-        """A video before its first step: the noise of this seed, in the text's dtype."""
-        row = start(self.shape, seed, self.negative.dtype, self.negative.device)
+        """A video before its first step: the noise of this seed."""
+        dtype = torch.float32 if self.wide == "latents" else self.negative.dtype
+        row = start(self.shape, seed, dtype, self.negative.device)
         return Take(row.latents, row.generator, prompt=prompt, seed=seed)
 
     def timestep(self, step: int) -> Tensor:
-        """t (1,) int64, as the model is told it."""
+        """t (1,), as the model is told it."""
         return torch.tensor([self.sampler.schedule.timesteps[step]], device=self.negative.device)
 
     def vanilla(self, takes: Sequence[Take], step: int) -> list[Tensor]:
@@ -73,15 +77,14 @@ class Denoiser:
         conditional: Sequence[Tensor | None],
         unconditional: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
-        """Guided predictions in float32; the unconditional branch is evaluated unless it is given."""
+        """Guided predictions; the unconditional branch is evaluated unless it is given."""
         if not self.guided:
-            return self._finite(step, [cond.float() for cond in conditional if cond is not None])
+            return self._finite(step, self._widened(conditional))
         if unconditional is None:
             unconditional = [self.unconditional(take, step) for take in takes]
         scale = self.guidance(self.scale, self.sampler.schedule.timesteps[step], self.steps)
-        pairs = zip(unconditional, conditional, strict=True)
-        both = [combine(u.float(), c.float(), scale) for u, c in pairs if u is not None and c is not None]
-        return self._finite(step, both)
+        pairs = zip(self._widened(unconditional), self._widened(conditional), strict=True)
+        return self._finite(step, [combine(uncond, cond, scale) for uncond, cond in pairs])
 
     def unconditional(self, take: Take, step: int) -> Tensor:
         """The prediction for the negative prompt; at step 0 it depends on the seed alone and is made once."""
@@ -92,6 +95,11 @@ class Denoiser:
         if step == 0:
             self._openings[take.seed] = prediction
         return prediction
+
+    def _widened(self, predictions: Sequence[Tensor | None]) -> list[Tensor]:
+        """The predictions there are, as guidance and the solver want them."""
+        some = [prediction for prediction in predictions if prediction is not None]
+        return [prediction.float() for prediction in some] if self.wide == "predictions" else some
 
     def _finite(self, step: int, predictions: list[Tensor]) -> list[Tensor]:
         """The predictions; FloatingPointError where they hold inf or NaN."""

@@ -38,6 +38,7 @@ class Recipe:
     refresh: bool = False  # recompute a frame video's mask and matches in the main run, up to tau
     shared_noise: bool = True  # every video of a group starts from the same noise
     character_first: bool = False  # "character background action" (appendix C)
+    words: Literal["all", "nouns"] = "all"  # of a part, that its span holds (appendix B.1: nouns for Wan)
     guidance: float = 6.0  # the scale that the numbers above were found with
     least_share: float = 0.005  # masks with less foreground, or more than the next, are not believed
     most_share: float = 0.95
@@ -121,7 +122,29 @@ PRESETS: Mapping[str, Recipe] = {
         kv_layers=(1, 2, 12, 13, 14, 15, 16, 18, 20, 21, 22, 24, 30, 35, 42),
         normalize=False,
     ),
+    "paper-wan-14b": Recipe(
+        steps=50,
+        mask_kind="cross",
+        mask_layers=tuple(range(3, 11)),
+        tau_mask=9,
+        token_kind="self",
+        match_layers=tuple(range(2, 8)),
+        tau_match=9,
+        kv_layers=(1, 2, 17, 22, 24, 29, 33, 34, 35, 39, 40),
+        normalize=False,
+        words="nouns",
+        guidance=5.0,
+    ),
 }
+ANALYSED = {"cogvideox": ("paper-cogvideox-5b", 42), "wan": ("paper-wan-14b", 40)}  # preset and its layers
+
+
+def own_recipe(folder: Path, family: str, layers: int) -> Recipe:
+    """The `preset.json` beside a checkpoint's weights, or the paper's numbers for the nearest model."""
+    if (preset := folder / "preset.json").is_file():
+        return load_preset(preset)
+    name, depth = ANALYSED[family]
+    return PRESETS[name].scaled_to(layers, depth)
 
 
 def load_preset(path: Path) -> Recipe:

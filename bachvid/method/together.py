@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from torch import Tensor
 
 from bachvid.models.attention import NOWHERE, Attend, Site, reject_unknown
-from bachvid.models.grid import Grid
-
-
-class Model(Protocol):
-    """What the method needs of a denoiser: the named stages, and the sites where something may stand."""
-
-    sites: tuple[Site, ...]
-    blocks: Any
-
-    def begin(self, latents: Tensor, t: Tensor, text: Tensor) -> Any: ...
-    def finish(self, stream: Any) -> Tensor: ...
-    def grid(self, latents: Tensor) -> Grid: ...
+from bachvid.models.parts import Model
 
 
 @dataclass

@@ -9,16 +9,22 @@ from torch import Tensor, nn
 
 
 class CausalConv3d(nn.Conv3d):
-    """A 3D convolution whose frame t is made of frames up to t only; height and width keep their size."""
+    """A 3D convolution whose frame t is made of frames up to t only; height and width keep their size.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
+    With a `stride`, every so many frames become one, which is made of these and of earlier ones.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1
+    ) -> None:
         frames, height, width = kernel
-        super().__init__(in_channels, out_channels, kernel, padding=(0, height // 2, width // 2))
-        self.reach = frames - 1  # how many earlier frames a frame is made of
+        padding = (0, height // 2, width // 2)
+        super().__init__(in_channels, out_channels, kernel, stride=(stride, 1, 1), padding=padding)
+        self.reach = frames - stride  # how many frames before a chunk its first result is made of
 
     def forward(self, x: Tensor, history: History) -> Tensor:  # type: ignore[override]
         x = history.extend(self, x)  # B C reach+T H W
-        return super().forward(x)  # B out_channels T H W
+        return super().forward(x)  # B out_channels T/stride H W
 
 
 class History:
@@ -33,15 +39,25 @@ class History:
         self.before = before
         self._last: dict[CausalConv3d, Tensor] = {}
 
+    def __contains__(self, conv: CausalConv3d) -> bool:
+        """Whether `conv` has a past: no longer does the video begin with the chunk under way."""
+        return conv in self._last
+
     def extend(self, conv: CausalConv3d, x: Tensor) -> Tensor:
         """The chunk x (B, C, T, H, W) behind the `conv.reach` frames before it; keeps its own last ones."""
-        earlier = self._last[conv] if conv in self._last else self._opening(x, conv.reach)
-        x = torch.cat((earlier, x), dim=2)
-        # A copy, for a view would hold the whole chunk in memory.
-        self._last[conv] = x[:, :, x.shape[2] - conv.reach :].clone()
+        if conv not in self:
+            self.begin(conv, x)
+        x = torch.cat((self._last[conv], x), dim=2)
+        self.keep(conv, x)
         return x
 
-    def _opening(self, x: Tensor, frames: int) -> Tensor:
+    def begin(self, conv: CausalConv3d, x: Tensor) -> None:
+        """Make what stands in front of the video x the past of `conv`."""
         first = x[:, :, :1]
         frame = first if self.before == "first frame" else torch.zeros_like(first)
-        return frame.expand(-1, -1, frames, -1, -1)
+        self._last[conv] = frame.expand(-1, -1, conv.reach, -1, -1)
+
+    def keep(self, conv: CausalConv3d, x: Tensor) -> None:
+        """Make the last frames of x the past of `conv`."""
+        # A copy, for a view would hold the whole chunk in memory.
+        self._last[conv] = x[:, :, x.shape[2] - conv.reach :].clone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from bachvid.models.cogvideox import CHECKPOINTS, CogVideoXConfig
 from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
-from bachvid.models.weights import PICKLED, SAFE, Weights, WeightsError, read_json
+from bachvid.models.weights import PICKLED, SAFE, Weights, WeightsError, count, only, read_json
 
 PATCHES = "mixins.patch_embed.proj.weight"  # a transformer has this,
 HEAD = "mixins.final_layer.linear.weight"
@@ -40,8 +39,11 @@ class Parts(NamedTuple):
     text: Path
 
 
-def find_parts(folder: Path) -> Parts:
-    """The text-to-video transformer, the VAE and the T5 folder, at most three levels down, by contents."""
+def find_parts(folder: Path) -> Parts | None:
+    """The text-to-video transformer, the VAE and the T5 folder, at most three levels down, by contents.
+
+    None without such a transformer.
+    """
     below = [path for depth in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(depth))]
     texts = [path.parent for path in below if path.name == "config.json" and _describes_t5(path)]
     transformers, vaes = [], []
@@ -53,12 +55,9 @@ def find_parts(folder: Path) -> Parts:
             elif RESNET.format(0, 0) in shapes:
                 vaes.append(file)
     if not transformers:
-        raise WeightsError(
-            f"{folder} holds no text-to-video CogVideoX: no model_index.json, as diffusers writes it, and no "
-            "weights of the original release; give another folder"
-        )
+        return None
     return Parts(
-        _only(transformers, "transformer", folder), _only(vaes, "VAE", folder), _only(texts, "T5", folder)
+        only(transformers, "transformer", folder), only(vaes, "VAE", folder), only(texts, "T5", folder)
     )
 
 
@@ -67,7 +66,7 @@ def transformer_config(file: Path) -> CogVideoXConfig:
     shapes = Weights(file).shapes
     try:
         width, *patch = shapes[PATCHES]
-        layers = _count(r"transformer\.layers\.(\d+)\.", shapes)
+        layers = count(r"transformer\.layers\.(\d+)\.", shapes)
         head_width = shapes["mixins.adaln_layer.query_layernorm_list.0.weight"][0]
         shown: dict[str, Any] = {
             "layers": layers,
@@ -90,11 +89,11 @@ def transformer_config(file: Path) -> CogVideoXConfig:
 def vae_config(file: Path, transformer: CogVideoXConfig) -> CogVideoXVAEConfig:
     """The numbers of a stored VAE; how its latents are scaled follows from the transformer beside it."""
     shapes = Weights(file).shapes
-    blocks = _count(r"encoder\.down\.(\d+)\.", shapes)
+    blocks = count(r"encoder\.down\.(\d+)\.", shapes)
     return CogVideoXVAEConfig.from_dict(
         {
             "block_out_channels": [shapes[RESNET.format(block, 0)][0] for block in range(blocks)],
-            "layers_per_block": _count(r"encoder\.down\.0\.block\.(\d+)\.", shapes),
+            "layers_per_block": count(r"encoder\.down\.0\.block\.(\d+)\.", shapes),
             "latent_channels": shapes["encoder.conv_out.conv.weight"][0] // 2,
             "scaling_factor": 0.7 if transformer.rotary else 1.15258426,
         }
@@ -113,15 +112,3 @@ def _describes_t5(file: Path) -> bool:
 def _is_text_to_video(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """An image-to-video transformer takes more channels than it predicts."""
     return HEAD in shapes and shapes[HEAD][0] == math.prod(shapes[PATCHES][1:])
-
-
-def _count(pattern: str, names: Mapping[str, object]) -> int:
-    """How many numbers from 0 on the names have where the pattern has its group."""
-    return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=-1)
-
-
-def _only(found: list[Path], what: str, folder: Path) -> Path:
-    if len(found) != 1:
-        names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
-        raise WeightsError(f"{folder} must hold one {what}, and there is {names}; keep the one you want")
-    return found[0]

@@ -156,9 +156,9 @@ class Wan(nn.Module):
         return self.finish(stream)
 
     def begin(self, latents: Tensor, t: Tensor, text: Tensor) -> Stream:
-        """The stream before the first block."""
+        """The stream before the first block; latents, float32 in every run, take the text's dtype."""
         grid = self.grid(latents)
-        video = self.patch_embedding(latents).flatten(2).transpose(1, 2)  # B N C
+        video = self.patch_embedding(latents.to(text.dtype)).flatten(2).transpose(1, 2)  # B N C
         if self.islands.residual:
             video = video.float()
         time = self._time(t)  # B M C
@@ -192,9 +192,9 @@ class Wan(nn.Module):
 
     def _time(self, t: Tensor) -> Tensor:
         """Embedded timesteps (B, M, C): each stage in the dtype of its weights."""
-        first, last = self.time_embedding[0], self.time_projection[-1]
-        features = timestep_features(t.flatten(), self.config.time_features).to(first.weight.dtype)
-        return self.time_embedding(features).unflatten(0, (len(t), -1)).to(last.weight.dtype)
+        wide, last = (next(part.parameters()).dtype for part in (self.time_embedding, self.time_projection))
+        features = timestep_features(t.flatten(), self.config.time_features).to(wide)
+        return self.time_embedding(features).unflatten(0, (len(t), -1)).to(last)
 
 
 class Block(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -191,6 +192,19 @@ def _some(names: Iterable[str]) -> str:
     """The first few of some names, and how many more there are."""
     first, rest = sorted(names)[:3], sorted(names)[3:]
     return ", ".join(first) + (f" and {len(rest):,} more" if rest else "")
+
+
+def count(pattern: str, names: Mapping[str, object]) -> int:
+    """How many numbers from 0 on the names have where the pattern has its group."""
+    return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=-1)
+
+
+def only(found: list[Path], what: str, folder: Path) -> Path:
+    """The one path that was found; WeightsError if there is none, or more."""
+    if len(found) != 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
+        raise WeightsError(f"{folder} must hold one {what}, and there is {names}; keep the one you want")
+    return found[0]
 
 
 def read_json(file: Path) -> dict[str, Any]:

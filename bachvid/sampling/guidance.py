@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Guidance = Callable[[float, int, int], float]  # (scale, t, steps) -> the scale at timestep t
+Guidance = Callable[[float, float, int], float]  # (scale, t, steps) -> the scale at timestep t
 
 
 def combine(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
@@ -21,12 +21,12 @@ def combine(uncond: Tensor, cond: Tensor, scale: float) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def static(scale: float, t: int, steps: int) -> float:
+def static(scale: float, t: float, steps: int) -> float:
     """The same scale at every step."""
     return scale
 
 
-def dynamic(scale: float, t: int, steps: int) -> float:
+def dynamic(scale: float, t: float, steps: int) -> float:
     """A scale between 1 and 1 + `scale`, as CogVideoX's authors sample with DPM-Solver++.
 
     The formula subtracts a timestep (0..999) from a number of steps (50), so the scale does not rise over the

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Schedule(Protocol):
+    """What the walk and its callers know of any schedule; a solver knows its own kind in full."""
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """The timestep that the model is told at each step of the run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +55,15 @@ def cogvideox_schedule(
     A number of steps that divides 1000 is best. Many others (6, 7, 11, 13, ...) end at `alphas[0]`, a hair
     before clean latents, as they do in diffusers.
     """
-    if not 1 <= steps <= train_steps:
-        raise ValueError(f"A run cannot have {steps} steps. Choose 1 to {train_steps}; 50 is usual.")
+    check_steps(steps, train_steps)
     alphas = cogvideox_alphas(snr_shift, beta_start, beta_end, train_steps)
     return CogVideoXSchedule(alphas, trailing_timesteps(steps, train_steps), steps)
+
+
+def check_steps(steps: int, train_steps: int) -> None:
+    """Raise ValueError for a number of steps that no run can have."""
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"A run cannot have {steps} steps. Choose 1 to {train_steps}; 50 is usual.")
 
 
 def cogvideox_alphas(

@@ -1,4 +1,4 @@
-"""One solver step each, as pure functions: from the latents at one noise level to the latents at the next.
+"""CogVideoX's solver steps, as pure functions: from the latents at one noise level to those at the next.
 
 Every function here takes what the solver remembers (`past`, None at the start) and returns what it will need.
 `prediction` is v, as CogVideoX predicts it: sqrt(alpha) * noise - sqrt(1 - alpha) * clean.
@@ -14,7 +14,9 @@ from torch import Generator, Tensor
 
 from bachvid.sampling.schedule import CogVideoXSchedule
 
-Step = Callable[[Tensor, Tensor, CogVideoXSchedule, int, Any, Generator], tuple[Tensor, Any]]
+# (latents, prediction, schedule, step, past, generator) -> (latents, past). The schedule and the past are Any
+# because each solver has its own kind.
+Step = Callable[[Tensor, Tensor, Any, int, Any, Generator], tuple[Tensor, Any]]
 
 
 def ddim(

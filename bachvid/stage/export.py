@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bachvid.models.checkpoint import save_index, save_transformer, save_vae
+from bachvid.models.checkpoint import save_index, save_model
 from bachvid.models.cogvideox import CogVideoX
 from bachvid.models.cogvideox_vae import CogVideoXVAE
+from bachvid.models.sat import SCHEDULER
 from bachvid.models.text import Tokenizer
 from bachvid.models.weights import save, write_json
 from bachvid.stage.train_dit import DiTTask, Frozen
@@ -30,37 +31,22 @@ if TYPE_CHECKING:
 
     from bachvid.stage.recipes import Recipe
 
-# What both of diffusers' CogVideoX schedulers are told: the noise levels of the 5B models.
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "snr_shift_scale": 1.0,
-    "rescale_betas_zero_snr": True,
-    "prediction_type": "v_prediction",
-    "timestep_spacing": "trailing",
-    "set_alpha_to_one": True,
-    "steps_offset": 0,
-    "clip_sample": False,
-}
-
 
 def export(recipe: Recipe, work: Work, seed: int, out: Path) -> list[str]:
     """Write every part that has a checkpoint into the folder `out`; returns the names of those parts."""
     written = []
     if work.load(VAETask.name):
         vae = load_vae(recipe, work)
-        save_vae(vae, out / "vae", best_half(vae.parameters()))
+        save_model(vae, out / "vae", best_half(vae.parameters()))
         written.append(VAETask.name)
     if work.load(TextTask.name):
         save_text(load_encoder(recipe, work, seed), the_tokenizer(recipe, work, seed), out)
         written.append(TextTask.name)
     if work.load(DiTTask.name):
         dit = load_dit(recipe, work)
-        save_transformer(dit, out / "transformer", best_half(dit.parameters()))
+        save_model(dit, out / "transformer", best_half(dit.parameters()))
         written.append(DiTTask.name)
-    save_index(out, SCHEDULER)
+    save_index(out, "CogVideoXPipeline", SCHEDULER)
     write_json(record(work, seed, written), out / "training.json")
     return written
 

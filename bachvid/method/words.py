@@ -1,0 +1,97 @@
+"""Which words stand for the place and for the character, where a whole part would not do (appendix B.1).
+
+Attention to a whole sentence ends in its "the", "with" and full stops; Wan's masks need the nouns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Range = tuple[int, int]  # characters: first, one past the last
+Ask = Callable[[str], Sequence[str]]  # a text -> its nouns
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words that decide the masks, and who chose them: the user, a language model, or a list."""
+
+    source: Literal["marked", "listed", "model", "content"]
+    background: tuple[str, ...]
+    character: tuple[str, ...]
+
+
+def unmarked(text: str) -> tuple[str, tuple[str, ...]]:
+    """A text without its [square brackets], and what stood in them."""
+    return MARK.sub(r"\1", text), tuple(MARK.findall(text))
+
+
+def choose_words(
+    background: str,
+    character: str,
+    *,
+    marked: Sequence[str] = (),
+    listed: Sequence[str] = (),
+    ask: Ask | None = None,
+) -> Words:
+    """The nouns of both parts by the first source that names any: marked, listed, asked for, content words.
+
+    ValueError names a part for which the source has no word.
+    """
+    if marked:
+        return _found("marked", background, character, lambda text: marked)
+    if listed:
+        return _found("listed", background, character, lambda text: listed)
+    if ask:
+        return _found("model", background, character, ask)
+    return _found("content", background, character, content_words)
+
+
+def content_words(text: str) -> list[str]:
+    """The words of a text but for English function words, in their order, each once."""
+    words = re.findall(r"(?<!\w)[^\W\d_](?:[\w'’-]*\w)?", text)
+    return list(dict.fromkeys(word for word in words if word.lower() not in FUNCTION_WORDS))
+
+
+def occurrences(text: str, phrases: Sequence[str]) -> Iterator[Range]:
+    """Where the phrases stand in a text, as whole words, whatever their case."""
+    for phrase in phrases:
+        pattern = rf"(?<!\w){re.escape(phrase.strip())}(?!\w)"
+        yield from (found.span() for found in re.finditer(pattern, text, re.IGNORECASE))
+
+
+def _found(
+    source: Literal["marked", "listed", "model", "content"], background: str, character: str, ask: Ask
+) -> Words:
+    chosen = {}
+    for name, text in (("background", background), ("character", character)):
+        chosen[name] = tuple(phrase for phrase in ask(text) if list(occurrences(text, [phrase])))
+        if not chosen[name]:
+            raise ValueError(
+                f"The {name} {text!r} has no noun to look for ({source} words). Mark one: an old [fisherman]."
+            )
+    return Words(source, chosen["background"], chosen["character"])
+
+
+MARK = re.compile(r"\[([^\[\]]+)\]")
+FUNCTION_WORDS = frozenset(
+    word
+    for line in (
+        "a an the this that these those some any no every each either neither both all half such another",
+        "other",
+        "i you he she it we they me him her us them my your his its our their mine yours hers ours theirs",
+        "who whom whose which what where when why how there here",
+        "am is are was were be been being do does did done have has had having",
+        "will would shall should can could may might must",
+        "and or but nor so yet if then than as because while although though unless until since",
+        "of in on at by to from with without within into onto over under above below between among through",
+        "across along around about against behind before after beside besides near off out up down for",
+        "during",
+        "toward towards",
+        "not only just very too also quite rather more most less least much many few several own same",
+        "one two three",
+    )
+    for word in line.split()
+)

@@ -1,0 +1,130 @@
+"""A Wan2.1 text-to-video model on disk, in diffusers' layout or in that of its original release."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from bachvid.models.layouts import SAME, WAN_DIFFUSERS
+from bachvid.models.parts import Checkpoint, Format, check_fit, read_part
+from bachvid.models.text import TextEncoder, WanTextEncoder, tokenizer_file
+from bachvid.models.wan import CHECKPOINTS, ISLANDS, Wan, WanConfig
+from bachvid.models.wan_layouts import wan_vae_diffusers
+from bachvid.models.wan_original import (
+    SCHEDULER,
+    find_parts,
+    load_text,
+    text_config,
+    transformer_config,
+    vae_config,
+)
+from bachvid.models.wan_vae import WanVAE, WanVAEConfig
+from bachvid.models.weights import Weights, load, read_config, read_json, weight_files
+
+LONGEST_TEXT = 512  # tokens, whatever the tokenizer says
+
+
+class WanCheckpoint(Checkpoint):
+    """Wan2.1 T2V 1.3B, 14B, or one of their kind."""
+
+    family = "wan"
+    published = CHECKPOINTS
+    wide = "latents"
+    config: WanConfig
+    vae_config: WanVAEConfig
+
+    index: ClassVar[Mapping[str, Any]] = {
+        "_class_name": "WanPipeline",
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": [None, None],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        config = read_part(folder / "transformer", "WanTransformer3DModel", WanConfig.from_dict)
+        vae = read_part(folder / "vae", "AutoencoderKLWan", WanVAEConfig.from_dict)
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        for part in ("transformer", "vae", "text_encoder"):
+            weight_files(folder / part)
+        tokenizer_file(folder / "tokenizer")
+        text = read_config(folder / "text_encoder" / "config.json", "model_type", WanTextEncoder.kind)
+        found = cls("diffusers", config, vae, scheduler, folder / "transformer", folder / "vae", folder)
+        return found.checked(folder / "text_encoder", text)
+
+    @classmethod
+    def find(cls, folder: Path) -> Self | None:
+        parts = find_parts(folder)
+        if parts is None:
+            return None
+        config, vae = transformer_config(parts.transformer), vae_config(parts.vae)
+        tokenizer_file(parts.tokenizer)
+        found = cls("original", config, vae, SCHEDULER, parts.transformer, parts.vae, parts.text)
+        return found.checked(parts.text, text_config(parts.text))
+
+    def checked(self, text: Path, settings: Mapping[str, Any]) -> Self:
+        """This checkpoint, if its parts are of one model; WeightsError if not."""
+        check_fit(
+            ("channels", self.vae_path, self.vae_config.z_dim, self.config.channels),
+            ("text channels", text, settings.get("d_model"), self.config.text_width),
+        )
+        return self
+
+    @property
+    def format(self) -> Format:
+        scale, second = self.vae_config.spatial_compression_ratio, self.vae_config.temporal_compression_ratio
+        record = self.text_path / "training.json"  # a model trained here says what it was trained on
+        own = read_json(record).get("videos", {}) if record.is_file() else {}
+        return Format(
+            size=tuple(own.get("size", (832, 480))),
+            size_unit=scale * self.config.patch[1],
+            side=scale * self.config.patch[1] * self.config.longest,
+            frames=own.get("frames", 81),
+            frame_unit=second * self.config.patch[0],
+            longest=second * (self.config.longest - 1) + 1,
+            fps=own.get("fps", 16),
+        )
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+    def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, ...]:
+        scale, second = self.vae_config.spatial_compression_ratio, self.vae_config.temporal_compression_ratio
+        return 1, self.config.channels, (frames - 1) // second + 1, size[1] // scale, size[0] // scale
+
+    def shown(self, latents: Tensor, frames: int) -> Tensor:
+        return latents
+
+    def transformer(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        islands: str = "diffusers",
+    ) -> Wan:
+        """The denoiser, loaded; `islands`, of `wan.ISLANDS`, says what stays in float32."""
+        layout = WAN_DIFFUSERS if self.layout == "diffusers" else SAME
+        build, weights = partial(Wan, self.config, ISLANDS[islands]), Weights(self.transformer_path)
+        return load(build, weights, layout, dtype, device, wide=ISLANDS[islands].parts)
+
+    def vae(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> WanVAE:
+        config = self.vae_config
+        named = wan_vae_diffusers(len(config.dim_mult), config.num_res_blocks)
+        layout = named if self.layout == "diffusers" else SAME
+        return load(partial(WanVAE, config), Weights(self.vae_path), layout, dtype, device)
+
+    def text_encoder(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> TextEncoder:
+        if self.layout == "original":
+            return load_text(self.text_path, LONGEST_TEXT, dtype, device)
+        values = read_json(self.text_path / "tokenizer" / "tokenizer_config.json")
+        length = min(int(values.get("model_max_length", LONGEST_TEXT)), LONGEST_TEXT)
+        return WanTextEncoder.from_folder(self.text_path, length, dtype, device)

@@ -1,0 +1,168 @@
+"""The original release of Wan2.1: its tensors tell what they are, whatever their files are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bachvid.models.layouts import Layout
+from bachvid.models.text import Tokenizer, WanTextEncoder, load_encoder
+from bachvid.models.wan import CHECKPOINTS, WanConfig
+from bachvid.models.wan_vae import WanVAEConfig
+from bachvid.models.weights import PICKLED, SAFE, Weights, WeightsError, count, only, read_json
+
+PATCHES = "patch_embedding.weight"  # a transformer has these two,
+QUERY = "blocks.0.self_attn.q.weight"
+RESIDUAL = "encoder.downsamples.0.residual.0.gamma"  # a VAE this
+TOKENS = "token_embedding.weight"  # and a text encoder this
+
+SCHEDULER = {  # what the release's own program samples with
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 5.0,
+    "sigma_rule": "original",
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "predict_x0": True,
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+}
+
+_BLOCK = "encoder.block.{}.layer."
+UMT5_ORIGINAL = Layout(
+    {
+        "shared.*": "token_embedding.*",
+        _BLOCK + "0.layer_norm.*": "blocks.{}.norm1.*",
+        _BLOCK + "0.SelfAttention.relative_attention_bias.*": "blocks.{}.pos_embedding.embedding.*",
+        _BLOCK + "0.SelfAttention.*": "blocks.{}.attn.*",
+        _BLOCK + "1.layer_norm.*": "blocks.{}.norm2.*",
+        _BLOCK + "1.DenseReluDense.wi_0.*": "blocks.{}.ffn.gate.0.*",
+        _BLOCK + "1.DenseReluDense.wi_1.*": "blocks.{}.ffn.fc1.*",
+        _BLOCK + "1.DenseReluDense.wo.*": "blocks.{}.ffn.fc2.*",
+        "encoder.final_layer_norm.*": "norm.*",
+    }
+)
+
+
+class Parts(NamedTuple):
+    transformer: Path  # a file, or a folder of shards
+    vae: Path
+    text: Path
+    tokenizer: Path
+
+
+def find_parts(folder: Path) -> Parts | None:
+    """The parts of a text-to-video Wan, at most two levels down, by contents; None without a transformer."""
+    transformers, vaes, texts = [], [], []
+    for path in _sets_of_weights(folder):
+        shapes = Weights(path).shapes
+        if PATCHES in shapes and QUERY in shapes:
+            transformers.append(path)
+        elif RESIDUAL in shapes:
+            vaes.append(path)
+        elif TOKENS in shapes:
+            texts.append(path)
+    if not transformers:
+        return None
+    transformer, vae, text = (
+        only(found, what, folder)
+        for found, what in ((transformers, "transformer"), (vaes, "VAE"), (texts, "UMT5"))
+    )
+    return Parts(transformer, vae, text, _tokenizer_beside(text))
+
+
+def transformer_config(path: Path) -> WanConfig:
+    """The numbers of a stored transformer: what its shapes show; how many heads, the config beside it."""
+    shapes = Weights(path).shapes
+    width, channels, *patch = shapes[PATCHES]
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    head_width = CHECKPOINTS["wan2.1-t2v-1.3b"].head_width
+    heads = read_json(beside).get("num_heads") if beside.is_file() else None
+    try:
+        config = WanConfig(
+            layers=count(r"blocks\.(\d+)\.", shapes),
+            heads=heads or width // head_width,
+            head_width=width // heads if heads else head_width,
+            inner=shapes["blocks.0.ffn.0.weight"][0],
+            channels=channels,
+            patch=(patch[0], patch[1], patch[2]),
+            text_width=shapes["text_embedding.0.weight"][1],
+            time_features=shapes["time_embedding.0.weight"][1],
+            text_norm="blocks.0.norm3.weight" in shapes,
+            longest=1024,
+        )
+        out = shapes["head.head.weight"][0]
+    except (KeyError, IndexError) as error:
+        raise WeightsError(f"{path} has no tensor {error}; fetch it again") from error
+    if out != channels * patch[0] * patch[1] * patch[2]:
+        raise WeightsError(
+            f"{path} takes other channels than it predicts; only text-to-video checkpoints are supported"
+        )
+    return config
+
+
+def vae_config(path: Path) -> WanVAEConfig:
+    """The numbers of a stored VAE, as its shapes show them; the normalisation is the published one."""
+    shapes = Weights(path).shapes
+    base = shapes["encoder.conv1.weight"][0]
+    kinds = [
+        (shapes[name][0], f"encoder.downsamples.{n}.time_conv.weight" in shapes)
+        for n in range(count(r"encoder\.downsamples\.(\d+)\.", shapes))
+        if (name := f"encoder.downsamples.{n}.resample.1.weight") in shapes
+    ]
+    last = shapes["encoder.head.0.gamma"][0]
+    per_block = next(n for n in range(len(shapes)) if f"encoder.downsamples.{n}.resample.1.weight" in shapes)
+    return WanVAEConfig.from_dict(
+        {
+            "base_dim": base,
+            "z_dim": shapes["conv2.weight"][0],
+            "dim_mult": [*(width // base for width, _ in kinds), last // base],
+            "num_res_blocks": per_block,
+            "temperal_downsample": [time for _, time in kinds],
+        }
+    )
+
+
+def text_config(path: Path) -> dict[str, Any]:
+    """What transformers' `config.json` would say of a stored UMT5."""
+    shapes = Weights(path).shapes
+    try:
+        heads = shapes["blocks.0.pos_embedding.embedding.weight"][1]
+        return {
+            "model_type": WanTextEncoder.kind,
+            "vocab_size": shapes[TOKENS][0],
+            "d_model": shapes[TOKENS][1],
+            "d_kv": shapes["blocks.0.attn.q.weight"][0] // heads,
+            "d_ff": shapes["blocks.0.ffn.fc1.weight"][0],
+            "num_layers": count(r"blocks\.(\d+)\.", shapes),
+            "num_heads": heads,
+            "feed_forward_proj": "gated-gelu",
+        }
+    except KeyError as error:
+        raise WeightsError(f"{path} has no tensor {error}; fetch it again") from error
+
+
+def load_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> WanTextEncoder:
+    """The release's UMT5 with the tokenizer that lies beside it."""
+    model = load_encoder(text_config(path), Weights(path), UMT5_ORIGINAL, dtype, device)
+    return WanTextEncoder(Tokenizer.from_folder(_tokenizer_beside(path)), model, length)
+
+
+def _sets_of_weights(folder: Path) -> Iterator[Path]:
+    """Every pickled file, every safetensors file that stands alone, and every folder of shards."""
+    for inside in (folder, *sorted(path for path in folder.glob("*/") if path.is_dir())):
+        safe = sorted(path for path in inside.iterdir() if path.suffix in SAFE)
+        yield from [inside] if list(inside.glob("*.index.json")) else safe
+        yield from sorted(path for path in inside.iterdir() if path.suffix in PICKLED)
+
+
+def _tokenizer_beside(text: Path) -> Path:
+    """The folder with the tokenizer, at or below the one that holds the text encoder."""
+    names = ("spiece.model", "tokenizer.json")
+    found = sorted({path.parent for name in names for path in text.parent.rglob(name)})
+    return only(found, "tokenizer", text.parent)

@@ -1,0 +1,68 @@
+"""The words that decide a mask: pytest tests/test_words.py"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bachvid.method.spans import Parts, find_spans
+from bachvid.method.words import FUNCTION_WORDS, choose_words, content_words, occurrences, unmarked
+
+PARTS = Parts("a quiet harbour with a blue sky,", "an old fisherman with a hat,", "waves his hat.")
+
+
+def test_marks_come_off_and_are_kept() -> None:
+    text, marks = unmarked("an old [fisherman] with a [bucket hat] and [] one [")
+    assert text == "an old fisherman with a bucket hat and [] one ["
+    assert marks == ("fisherman", "bucket hat")
+
+
+def test_sources_come_in_their_order() -> None:
+    def ask(text: str) -> list[str]:
+        return ["harbour", "fisherman", "moon"]
+
+    given: dict = {"marked": ("sky", "hat"), "listed": ("harbour", "old"), "ask": ask}
+    expected = [("marked", ("sky",), ("hat",)), ("listed", ("harbour",), ("old",))]
+    expected += [("model", ("harbour",), ("fisherman",))]
+    for source in ("marked", "listed", "ask"):
+        found = choose_words(PARTS.background, PARTS.character, **given)
+        assert (found.source, found.background, found.character) == expected.pop(0)
+        del given[source]
+    found = choose_words(PARTS.background, PARTS.character)
+    assert (found.source, found.background) == ("content", ("quiet", "harbour", "blue", "sky"))
+
+
+@pytest.mark.parametrize(("background", "character"), [("with the", "a fox"), ("a wood", "he, she and they")])
+def test_a_part_without_a_noun_is_told(background: str, character: str) -> None:
+    with pytest.raises(ValueError, match=r"has no noun to look for .* Mark one: an old \[fisherman\]"):
+        choose_words(background, character)
+
+
+def test_marking_one_part_only_is_told() -> None:
+    with pytest.raises(ValueError, match="The character 'an old fisherman with a hat,' has no noun"):
+        choose_words(PARTS.background, PARTS.character, marked=("harbour",))
+
+
+@given(text=st.text("aA the-fox'é ,.[]9_", max_size=40))
+def test_content_words_stand_in_the_text(text: str) -> None:
+    words = content_words(text)
+    assert len(words) == len(set(words))
+    assert all(word.lower() not in FUNCTION_WORDS and list(occurrences(text, [word])) for word in words)
+
+
+def test_occurrences_are_whole_words() -> None:
+    text = "a hat, that Hat and a what; hat-stand"
+    assert [text[a:b] for a, b in occurrences(text, ["hat"])] == ["hat", "Hat", "hat"]
+    assert list(occurrences("a (b) c", ["(b)"])) == [(2, 5)]
+
+
+@pytest.mark.parametrize("character_first", [False, True])
+def test_spans_hold_the_chosen_words_of_their_own_part(character_first: bool) -> None:
+    prompt = PARTS.prompt(character_first)
+    offsets = [(n, n + 1) for n in range(len(prompt))]  # a token for every letter
+    words = PARTS.words("nouns", ("blue sky", "hat"))
+    spans = find_spans(offsets, PARTS.ranges(character_first), 99, PARTS.places(words, character_first))
+    shown = ["".join(prompt[n] for n in span) for span in spans]
+    assert shown == ["blue sky", "hat"], "the hat that is waved belongs to the action"
+    assert PARTS.words("all") is None and PARTS.places(None) == {}
