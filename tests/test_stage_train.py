@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bachvid.models.checkpoint import open_checkpoint
 from bachvid.stage import training
 from bachvid.stage.captions import caption, corpus
 from bachvid.stage.export import best_half, export, load_frozen, the_tokenizer
+from bachvid.stage.family import COGVIDEOX, WAN, add_noise
 from bachvid.stage.muon import Muon, orthogonal
-from bachvid.stage.recipes import TINY_COGVIDEOX, Recipe
+from bachvid.stage.recipes import RECIPES, Recipe
 from bachvid.stage.train import PARTS, make_task
-from bachvid.stage.train_dit import Diet, add_noise
+from bachvid.stage.train_dit import Diet
 from bachvid.stage.training import Budget, Pace, Task, Team, Work, train
 from bachvid.stage.watch import auc, caption_spans, token_masks
 from bachvid.stage.world import sample_clip
@@ -28,15 +30,18 @@ CPU = torch.device("cpu")
 SIZE: dict[str, Any] = {"height": 16, "width": 24}
 
 
-def toy() -> Recipe:
-    """TINY_COGVIDEOX with everything small, the same code paths."""
-    big = TINY_COGVIDEOX
-    vae = replace(
-        big.vae.config, block_out_channels=(8, 8, 8), norm_num_groups=4, sample_height=16, sample_width=24
-    )
-    dit = replace(
-        big.dit.config, layers=2, heads=2, head_width=16, text_width=16, sample_height=4, sample_width=6
-    )
+def toy(model: str) -> Recipe:
+    """The recipe of a shipped model with everything small, the same code paths."""
+    big = RECIPES[model]
+    vae: Any = {
+        "tiny-cogvideox": {
+            "block_out_channels": (8, 8, 8), "norm_num_groups": 4, "sample_height": 16, "sample_width": 24,
+        },
+        "tiny-wan": {"base_dim": 8, "dim_mult": (1, 1, 1)},
+    }  # fmt: skip
+    dit: Any = {"tiny-cogvideox": {"sample_height": 4, "sample_width": 6}, "tiny-wan": {"inner": 32}}
+    vae = replace(big.vae.config, **vae[model])
+    dit = replace(big.dit.config, layers=2, heads=2, head_width=16, text_width=16, **dit[model])
     return Recipe(
         replace(big.vae, config=vae, images=2, clips=1, images_only=0.5, **SIZE),
         replace(big.text, width=16, heads=2, layers=1, inner=16, batch=4),
@@ -63,79 +68,90 @@ def kill_at(task: Task, step: int) -> Task:
     return task
 
 
-def make(part: str, folder: Path) -> Task:
-    return make_task(part, toy(), Work(folder), 0, Team(), CPU)
+def make(model: str, part: str, folder: Path) -> Task:
+    return make_task(part, toy(model), Work(folder), 0, Team(), CPU)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def model(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder in which every part has had a few steps."""
     folder = tmp_path_factory.mktemp("work")
     for part in PARTS:
-        train(make(part, folder), Budget(steps=4), Work(folder), Team())
+        train(make(model, part, folder), Budget(steps=4), Work(folder), Team())
     return folder
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    part: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, part: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     for foundation in PARTS[: PARTS.index(part)]:
         (tmp_path / f"{foundation}.pt").write_bytes((trained / f"{foundation}.pt").read_bytes())
     with pytest.raises(Killed):
-        train(kill_at(make(part, tmp_path), 3), Budget(steps=4), Work(tmp_path), Team())
-    resumed, state = train(make(part, tmp_path), Budget(steps=4), Work(tmp_path), Team())
+        train(kill_at(make(model, part, tmp_path), 3), Budget(steps=4), Work(tmp_path), Team())
+    resumed, state = train(make(model, part, tmp_path), Budget(steps=4), Work(tmp_path), Team())
     whole = Work(trained).need(part)
     assert state.step == whole["state"]["step"] == 4
     for name, weight in resumed.state_dict().items():
         assert torch.equal(weight, whole["averaged"][name]), name
 
 
-def test_a_larger_budget_trains_on(trained: Path, tmp_path: Path) -> None:
+def test_a_larger_budget_trains_on(model: str, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_bytes((trained / "text.pt").read_bytes())
-    _, state = train(make("text", tmp_path), Budget(steps=40), Work(tmp_path), Team())
+    _, state = train(make(model, "text", tmp_path), Budget(steps=40), Work(tmp_path), Team())
     assert state.step == 40
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert events[0]["event"] == "start" and events[0]["step"] == 4
 
 
-def test_beside_a_denoiser_only_the_decoder_learns(trained: Path, tmp_path: Path) -> None:
+def test_beside_a_denoiser_only_the_decoder_learns(model: str, trained: Path, tmp_path: Path) -> None:
     for part in PARTS:
         (tmp_path / f"{part}.pt").write_bytes((trained / f"{part}.pt").read_bytes())
     before = Work(trained).need("vae")["averaged"]
-    vae, _ = train(make("vae", tmp_path), Budget(steps=6), Work(tmp_path), Team())
+    vae, _ = train(make(model, "vae", tmp_path), Budget(steps=6), Work(tmp_path), Team())
     same = {name: torch.equal(weight, before[name]) for name, weight in vae.state_dict().items()}
-    assert all(equal for name, equal in same.items() if name.startswith("encoder."))
+    assert all(equal for name, equal in same.items() if name.startswith(("encoder.", "conv1.")))
     assert not any(equal for name, equal in same.items() if name.startswith("decoder.conv"))
 
 
-def test_the_exported_folder_is_a_pipeline_for_diffusers(trained: Path, tmp_path: Path) -> None:
-    from diffusers import CogVideoXPipeline
-
-    assert export(toy(), Work(trained), 0, tmp_path) == list(PARTS)
-    theirs = CogVideoXPipeline.from_pretrained(str(tmp_path))
+def test_the_exported_folder_is_a_pipeline_for_diffusers(model: str, trained: Path, tmp_path: Path) -> None:
+    assert export(toy(model), Work(trained), 0, tmp_path) == list(PARTS)
+    theirs = DiffusionPipeline.from_pretrained(str(tmp_path))
     ours = open_checkpoint(tmp_path)
     for prompt in [*corpus(random.Random(3), 20), "", "A Zebra, 12 quartz jugs!"]:
         ids = ours.text_encoder().tokenizer.encode(prompt).ids
         assert theirs.tokenizer(prompt).input_ids == [*ids, 1]
     clip = torch.randn(1, 3, 5, 16, 24)
-    mean = theirs.vae.encode(clip).latent_dist.mean
     latents = ours.vae().to_latents(clip)
-    torch.testing.assert_close(
-        mean.transpose(1, 2) * theirs.vae.config.scaling_factor, latents, atol=1e-5, rtol=0
-    )
+    mean = theirs.vae.encode(clip).latent_dist.mean  # B C T h w
+    if model == "tiny-wan":
+        centre, spread = (
+            torch.tensor(values).view(-1, 1, 1, 1)
+            for values in (theirs.vae.config.latents_mean, theirs.vae.config.latents_std)
+        )
+        expected = (mean - centre) / spread
+    else:
+        expected = mean.transpose(1, 2) * theirs.vae.config.scaling_factor
+    torch.testing.assert_close(expected, latents, atol=1e-4, rtol=0)
+    frames = 4 if model == "tiny-wan" else 5  # where time is not compressed, diffusers' Wan adds a frame
     video = theirs(
-        "a quiet forest", height=16, width=24, num_frames=5, num_inference_steps=2, output_type="pt"
+        "a quiet forest", height=16, width=32, num_frames=frames, num_inference_steps=2, output_type="pt"
     )
-    assert video.frames.shape == (1, 5, 3, 16, 24)
+    assert video.frames.shape == (1, 5, 3, 16, 32)
+    assert (ours.format.size, ours.format.frames, ours.format.fps) == ((24, 16), 5, 2)
     assert json.loads((tmp_path / "training.json").read_text())["parts"]["dit"]["steps"] == 4
 
 
-def test_a_denoiser_learns_upon_what_is_shipped(trained: Path, tmp_path: Path) -> None:
-    export(toy(), Work(trained), 0, tmp_path)
-    shipped, frozen = open_checkpoint(tmp_path), load_frozen(toy(), Work(trained), 0, CPU)
-    for ours, theirs in ((frozen.vae, shipped.vae()), (frozen.encoder, shipped.text_encoder().model)):
+def test_a_denoiser_learns_upon_what_is_shipped(model: str, trained: Path, tmp_path: Path) -> None:
+    export(toy(model), Work(trained), 0, tmp_path)
+    shipped, frozen = open_checkpoint(tmp_path), load_frozen(toy(model), Work(trained), 0, CPU)
+    for ours, theirs in ((frozen.vae, shipped.vae()), (frozen.text.model, shipped.text_encoder().model)):
         for name, weight in theirs.named_parameters():
             assert torch.equal(weight, ours.get_parameter(name)), name
     assert frozen.vae.config == shipped.vae_config
@@ -143,11 +159,11 @@ def test_a_denoiser_learns_upon_what_is_shipped(trained: Path, tmp_path: Path) -
 
 def test_a_denoiser_without_foundations_says_what_to_train_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--part vae"):
-        make("dit", tmp_path)
+        make("tiny-wan", "dit", tmp_path)
 
 
-def test_every_word_of_the_grammar_is_one_token_that_knows_its_characters(trained: Path) -> None:
-    tokenizer = the_tokenizer(toy(), Work(trained), 0)
+def test_every_word_of_the_grammar_is_one_token_that_knows_its_characters(model: str, trained: Path) -> None:
+    tokenizer = the_tokenizer(toy(model), Work(trained), 0)
     rng = random.Random(1)
     parts = caption(sample_clip(rng), rng)
     tokens = tokenizer.encode(parts.prompt())
@@ -168,6 +184,20 @@ def test_noise_and_velocity_give_the_latents_back() -> None:
     share = alphas.view(3, 1, 1, 1, 1)
     torch.testing.assert_close(share.sqrt() * noisy - (1 - share).sqrt() * velocity, latents)
     assert torch.equal(noisy[2], noise[2])
+
+
+def test_a_lesson_is_what_the_sampler_will_ask() -> None:
+    """At the time the model is told, the solver's clean estimate from a right answer is the latents."""
+    latents, noise = torch.randn(3, 2, 4, 4, 4), torch.randn(3, 2, 4, 4, 4)
+    share = torch.tensor([0.0, 0.4, 0.999])
+    noisy, t, answer = WAN.lesson(latents, noise, share)
+    sigma = (t / 1000).view(3, 1, 1, 1, 1)
+    torch.testing.assert_close(noisy - sigma * answer, latents)
+    assert torch.equal(noisy[0], latents[0]) and t[1] == pytest.approx(1000 * 3 * 0.4 / 1.8)
+    noisy, t, answer = COGVIDEOX.lesson(latents, noise, share)
+    alphas = COGVIDEOX.alphas[t].view(3, 1, 1, 1, 1).float()
+    torch.testing.assert_close(alphas.sqrt() * noisy - (1 - alphas).sqrt() * answer, latents)
+    assert t.tolist() == [0, 400, 999]
 
 
 def test_muon_steps_are_orthogonal_and_as_large_as_adams() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -186,19 +186,19 @@ class TextEncoder:
         return text
 
     @torch.no_grad()
-    def encode(self, prompt: str) -> Tensor:
-        """Encoded prompt (1, length, C), padding included and attended to: CogVideoX has no mask.
+    def encode(self, *prompts: str) -> Tensor:
+        """Encoded prompts (B, length, C), padding included and attended to: CogVideoX has no mask.
 
         Agrees with `encode_prompt` of diffusers' `CogVideoXPipeline`. ValueError for too long a prompt.
         """
-        return self._run(input_ids=self._ids(prompt))
+        return self._run(input_ids=self._ids(prompts))
 
-    def _ids(self, prompt: str) -> Tensor:
-        ids = self.tokenizer.padded(self.tokenizer.encode(prompt).ids, self.length)
-        return torch.tensor([ids], device=self.model.device)  # 1 L
+    def _ids(self, prompts: Sequence[str]) -> Tensor:
+        ids = [self.tokenizer.padded(self.tokenizer.encode(prompt).ids, self.length) for prompt in prompts]
+        return torch.tensor(ids, device=self.model.device)  # B L
 
     def _run(self, **inputs: Tensor) -> Tensor:
-        return self.model(**inputs).last_hidden_state.to(self.model.dtype)  # 1 L C
+        return self.model(**inputs).last_hidden_state.to(self.model.dtype)  # B L C
 
     def save(self, root: Path | str) -> None:
         """Write `tokenizer/` and `text_encoder/` as transformers and diffusers read them."""
@@ -227,15 +227,20 @@ class WanTextEncoder(TextEncoder):
         return re.sub(r"\s+", " ", text).strip()
 
     @torch.no_grad()
-    def encode(self, prompt: str) -> Tensor:
-        """Encoded prompt (1, length, C), already `clean`: padding is not attended to, and zero in the end.
+    def encode(self, *prompts: str) -> Tensor:
+        """Encoded prompts (B, length, C), already `clean`: padding is not attended to, and zero in the end.
 
         Agrees with `encode_prompt` of diffusers' `WanPipeline`. ValueError for too long a prompt.
         """
-        ids = self._ids(prompt)
-        real = ids != PAD  # 1 L
+        ids = self._ids(prompts)
+        real = ids != PAD  # B L
         out = self._run(input_ids=ids, attention_mask=real.long())
         return out.masked_fill(~real[..., None], 0.0)
+
+
+TEXT_ENCODERS: Mapping[str, type[TextEncoder]] = {
+    encoder.kind: encoder for encoder in (TextEncoder, WanTextEncoder)
+}
 
 
 def load_encoder(

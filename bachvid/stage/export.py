@@ -8,27 +8,22 @@ import shutil
 import time
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bachvid.models.checkpoint import save_index, save_model
-from bachvid.models.cogvideox import CogVideoX
-from bachvid.models.cogvideox_vae import CogVideoXVAE
-from bachvid.models.sat import SCHEDULER
-from bachvid.models.text import Tokenizer
+from bachvid.models.text import TEXT_ENCODERS, Tokenizer
 from bachvid.models.weights import save, write_json
+from bachvid.stage.family import AnyDiT, AnyVAE, family_of
 from bachvid.stage.train_dit import DiTTask, Frozen
 from bachvid.stage.train_text import GuessWords, TextTask, make_encoder, make_tokenizer
 from bachvid.stage.train_vae import VAETask
 from bachvid.stage.training import Work
 
 if TYPE_CHECKING:
-    from transformers import T5EncoderModel
-
     from bachvid.stage.recipes import Recipe
 
 
@@ -46,21 +41,23 @@ def export(recipe: Recipe, work: Work, seed: int, out: Path) -> list[str]:
         dit = load_dit(recipe, work)
         save_model(dit, out / "transformer", best_half(dit.parameters()))
         written.append(DiTTask.name)
-    save_index(out, "CogVideoXPipeline", SCHEDULER)
-    write_json(record(work, seed, written), out / "training.json")
+    family = family_of(recipe.dit.config)
+    save_index(out, family.pipeline, family.scheduler)
+    fps = 2 * recipe.vae.config.temporal_compression_ratio
+    own = {"size": [recipe.dit.width, recipe.dit.height], "frames": recipe.dit.clips.frames, "fps": fps}
+    write_json({**record(work, seed, written), "videos": own}, out / "training.json")
     return written
 
 
-def load_vae(recipe: Recipe, work: Work) -> CogVideoXVAE:
-    """The averaged autoencoder, its scaling factor such that latents have a spread of 1."""
-    saved = work.need(VAETask.name)
-    spread = saved["state"]["inspections"][-1]["latent_std"]
-    vae = CogVideoXVAE(replace(recipe.vae.config, scaling_factor=round(1 / spread, 5)))
+def load_vae(recipe: Recipe, work: Work) -> AnyVAE:
+    """The averaged autoencoder, its latents of a spread of 1."""
+    saved, family = work.need(VAETask.name), family_of(recipe.vae.config)
+    vae = family.vae(family.normalised(recipe.vae.config, saved["state"]["inspections"][-1]))
     vae.load_state_dict(saved["averaged"])
     return vae.eval().requires_grad_(False)
 
 
-def load_encoder(recipe: Recipe, work: Work, seed: int) -> T5EncoderModel:
+def load_encoder(recipe: Recipe, work: Work, seed: int) -> Any:
     """The averaged text encoder, without the head that it was trained with."""
     vocabulary = the_tokenizer(recipe, work, seed).size
     trained = GuessWords(make_encoder(recipe.text, vocabulary), vocabulary)
@@ -68,9 +65,9 @@ def load_encoder(recipe: Recipe, work: Work, seed: int) -> T5EncoderModel:
     return trained.encoder.eval().requires_grad_(False)
 
 
-def load_dit(recipe: Recipe, work: Work) -> CogVideoX:
+def load_dit(recipe: Recipe, work: Work) -> AnyDiT:
     """The averaged denoiser."""
-    dit = CogVideoX(recipe.dit.config)
+    dit = family_of(recipe.dit.config).dit(recipe.dit.config)
     dit.load_state_dict(work.need(DiTTask.name)["averaged"])
     return dit.eval()
 
@@ -78,13 +75,13 @@ def load_dit(recipe: Recipe, work: Work) -> CogVideoX:
 def load_frozen(recipe: Recipe, work: Work, seed: int, device: torch.device) -> Frozen:
     """What a denoiser is trained upon: exactly the numbers that are shipped, so after rounding to 16 bits."""
     vae, encoder = load_vae(recipe, work), load_encoder(recipe, work, seed)
-    models: tuple[nn.Module, ...] = (vae, encoder)
-    for model in models:
+    for model in (vae, encoder):
         half = best_half(model.parameters())
         for parameter in model.parameters():
             parameter.copy_(parameter.to(half))
         model.to(device)
-    return Frozen(vae, encoder, the_tokenizer(recipe, work, seed))
+    reader = TEXT_ENCODERS[recipe.text.kind](the_tokenizer(recipe, work, seed), encoder, recipe.text.length)
+    return Frozen(vae, reader)
 
 
 def the_tokenizer(recipe: Recipe, work: Work, seed: int) -> Tokenizer:
@@ -95,7 +92,7 @@ def the_tokenizer(recipe: Recipe, work: Work, seed: int) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
-def save_text(encoder: T5EncoderModel, tokenizer: Tokenizer, out: Path) -> None:
+def save_text(encoder: Any, tokenizer: Tokenizer, out: Path) -> None:
     """Write `text_encoder/` and `tokenizer/` as transformers reads them."""
     half = best_half(encoder.parameters())
     tensors = {name: parameter.to(half) for name, parameter in encoder.named_parameters()}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from bachvid.models.cogvideox import CogVideoXConfig
 from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
+from bachvid.models.wan import WanConfig
+from bachvid.models.wan_vae import WanVAEConfig
 from bachvid.stage.train_dit import Diet, DiTRecipe
 from bachvid.stage.train_text import TextRecipe
 from bachvid.stage.train_vae import VAERecipe
@@ -78,4 +80,36 @@ TINY_COGVIDEOX = Recipe(
         pace=Pace(ema=0.995, last_ema=0.998),
     ),
 )
-RECIPES: Mapping[str, Recipe] = {"tiny-cogvideox": TINY_COGVIDEOX}
+TINY_WAN = Recipe(
+    vae=replace(
+        TINY_COGVIDEOX.vae,
+        config=WanVAEConfig(
+            in_channels=3,
+            out_channels=3,
+            z_dim=16,
+            base_dim=16,
+            dim_mult=(1, 2, 3),
+            num_res_blocks=1,
+            temperal_downsample=(False, False),
+            latents_mean=(0.0,) * 16,  # until they are measured
+            latents_std=(1.0,) * 16,
+        ),
+    ),
+    text=replace(TINY_COGVIDEOX.text, kind="umt5"),
+    dit=replace(
+        TINY_COGVIDEOX.dit,
+        config=WanConfig(
+            layers=8,
+            heads=4,
+            head_width=32,
+            inner=512,
+            channels=16,
+            patch=(1, 2, 2),
+            text_width=128,
+            time_features=128,
+            text_norm=True,
+            longest=1024,
+        ),
+    ),
+)
+RECIPES: Mapping[str, Recipe] = {"tiny-cogvideox": TINY_COGVIDEOX, "tiny-wan": TINY_WAN}

@@ -1,4 +1,4 @@
-"""Training of the stage world's denoiser: v-prediction on encoded clips and single frames with captions.
+"""Training of the stage world's denoiser on encoded clips and single frames with captions.
 
 Pictures teach text, layout and shapes at a fraction of a clip's cost, so they come first and stay to the end.
 """
@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from bachvid.models.cogvideox import CogVideoX, CogVideoXConfig, ModulatedNorm
-from bachvid.models.cogvideox_vae import CogVideoXVAE
-from bachvid.models.text import Tokenizer
-from bachvid.sampling.schedule import cogvideox_alphas
+from bachvid.models.cogvideox import CogVideoXConfig
+from bachvid.models.text import TextEncoder
+from bachvid.models.wan import WanConfig
 from bachvid.stage.captions import caption
+from bachvid.stage.family import AnyVAE, Family, family_of
 from bachvid.stage.muon import Muon
 from bachvid.stage.render import clip_phases, render
-from bachvid.stage.train_text import encode_batch
 from bachvid.stage.training import PACE, Pace, Team
-from bachvid.stage.watch import attention_finds_puppet
+from bachvid.stage.watch import attention_finds_puppet, caption_spans
 from bachvid.stage.world import Clip, sample_clip
-
-if TYPE_CHECKING:
-    from transformers import T5EncoderModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Diet:
 class DiTRecipe:
     """What the denoiser is and how it learns."""
 
-    config: CogVideoXConfig
+    config: CogVideoXConfig | WanConfig
     height: int  # pixels
     width: int
     images: Diet
@@ -60,24 +56,13 @@ class DiTRecipe:
     caption_dropout: float = 0.1
     pace: Pace = PACE
 
-    def latent_shape(self, frames: int) -> tuple[int, int, int, int]:
-        """(T, C, h, w) of encoded `frames`."""
-        config = self.config
-        deep = (frames - 1) // config.temporal_compression + 1
-        return deep, config.channels, config.sample_height, config.sample_width
-
 
 @dataclass(frozen=True)
 class Frozen:
     """The trained parts that a denoiser learns upon."""
 
-    vae: CogVideoXVAE
-    encoder: T5EncoderModel
-    tokenizer: Tokenizer
-
-    def text(self, prompts: Sequence[str], length: int) -> Tensor:
-        """Encoded prompts (B, length, width)."""
-        return encode_batch(self.encoder, self.tokenizer, prompts, length)
+    vae: AnyVAE
+    text: TextEncoder
 
 
 class Pool:
@@ -88,8 +73,8 @@ class Pool:
 
     def __init__(self, file: Path, recipe: DiTRecipe, diet: Diet, frozen: Frozen, seed: str) -> None:
         self.recipe, self.frames, self.vae, self.seed = recipe, diet.frames, frozen.vae, seed
-        deep, channels, *size = recipe.latent_shape(diet.frames)
-        shape = (1_000_000, deep, channels + 1, *size)  # sparse: only what is written takes room
+        self.channels = family_of(recipe.config).channels
+        shape = (1_000_000, *self._encode(range(1)).shape[1:])  # sparse: only what is written takes room
         self._stored = np.memmap(file, np.float16, "r+" if file.exists() else "w+", shape=shape)
         self._ready = 0
 
@@ -107,9 +92,10 @@ class Pool:
         return sample_clip(random.Random(f"{self.seed} {entry}"))
 
     def draw(self, entries: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents (B, T, C, h, w) and masks (B, T, 1, h, w) of 0 and 1, float32."""
+        """Latents (B, ...) and, with one channel, masks of 0 and 1 that fit them, float32."""
         stored = torch.from_numpy(self._stored[list(entries)]).float()
-        return stored[:, :, :-1], stored[:, :, -1:]
+        latents, mask = stored.tensor_split([-1], dim=self.channels)
+        return latents, mask
 
     @torch.no_grad()
     def _encode(self, entries: Sequence[int]) -> Tensor:
@@ -120,10 +106,9 @@ class Pool:
         device = next(self.vae.parameters()).device
         clips = [self.clip(entry) for entry in entries]
         shown = render(clips, phases, self.recipe.height, self.recipe.width, device=device)
-        latents = self.vae.to_latents(shown.video)  # B T C h w
-        deep, _, *size = latents.shape[1:]
-        mask = F.adaptive_max_pool3d(shown.mask[:, None].float(), (deep, *size)).transpose(1, 2)
-        return torch.cat((latents, mask.to(latents)), dim=2)
+        latents = self.vae.to_latents(shown.video).movedim(self.channels, 1)  # B C T h w
+        mask = F.adaptive_max_pool3d(shown.mask[:, None].to(latents), latents.shape[2:])  # B 1 T h w
+        return torch.cat((latents, mask), dim=1).movedim(1, self.channels)
 
 
 class DiTTask:
@@ -143,10 +128,9 @@ class DiTTask:
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.frozen, self.seed, self.team, self.device = recipe, frozen, seed, team, device
-        self.model = CogVideoX(recipe.config).to(device)
+        self.family: Family = family_of(recipe.config)
+        self.model = self.family.dit(recipe.config).to(device)
         self.predict = torch.compile(self.model, dynamic=False) if compiled else self.model
-        begin_closed(self.model)
-        self.alphas = cogvideox_alphas().to(device)
         self.optimizers = split_optimizers(self.model, recipe.rate)
         pools = pools / fingerprint(frozen.vae.encoder)
         pools.mkdir(parents=True, exist_ok=True)
@@ -156,7 +140,7 @@ class DiTTask:
             kind: Pool(pools / f"{kind}-{team.rank}.f16", recipe, diet, frozen, f"{seed} {kind} {team.rank}")
             for kind, diet in self.diets.items()
         }
-        self.empty = frozen.text([""], recipe.config.text_length)  # 1 L C
+        self.empty = frozen.text.encode("")  # 1 L C
 
     def begin(self, averaged: nn.Module) -> None:
         pass  # everything is built by now
@@ -165,35 +149,33 @@ class DiTTask:
         seed = self.team.seed(self.seed, step)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         kind = self._kind(step, progress)
-        latents, mask, text = self._batch(kind, rng)  # B T C h w, B T 1 h w, B L C
+        latents, mask, text = self._batch(kind, rng)
         share = (torch.rand(1, generator=generator) + torch.arange(len(latents)) / len(latents)) % 1
-        t = (share * len(self.alphas)).long().to(self.device)  # B, spread evenly
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        noisy, velocity = add_noise(latents, noise, self.alphas[t])
-        error = (self.predict(noisy, t, text) - velocity).square()
+        noisy, t, answer = self.family.lesson(latents, noise, share.to(self.device))  # times spread evenly
+        error = (self.predict(noisy, t, text) - answer).square()
         focus = self.recipe.focus if progress < self.recipe.images_only else 1.0
         return (error * (1 + (focus - 1) * mask)).mean(), {kind: error.mean().item()}
 
-    def inspect(self, model: nn.Module) -> dict[str, Any]:
+    def inspect(self, model: Any) -> dict[str, Any]:
         """Loss on held-out clips in four ranges of noise, and how attention to words finds the puppet."""
-        assert isinstance(model, CogVideoX)
         rng, generator = random.Random(0), torch.Generator().manual_seed(0)
         clips = [sample_clip(rng, held_out=True) for _ in range(8)]
         phases = clip_phases(len(clips), self.recipe.clips.frames)
         pictures = render(clips, phases, self.recipe.height, self.recipe.width, self.device)
-        latents = self.frozen.vae.to_latents(pictures.video)  # B T C h w
+        latents = self.frozen.vae.to_latents(pictures.video)
         captions = [caption(clip) for clip in clips]
-        text = self.frozen.text([each.prompt() for each in captions], self.recipe.config.text_length)
+        text = self.frozen.text.encode(*(each.prompt() for each in captions))
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         found: dict[str, Any] = {}
         for start in range(0, 1000, 250):
-            t = torch.arange(start, start + 250, 250 / len(clips), device=self.device).long()
-            noisy, velocity = add_noise(latents, noise, self.alphas[t])
-            found[f"loss_{start}"] = round(F.mse_loss(model(noisy, t, text), velocity).item(), 4)
-        t = torch.full((len(clips),), 700, device=self.device)
-        noisy, _ = add_noise(latents, noise, self.alphas[t])
-        masks, tokenizer = pictures.mask.float(), self.frozen.tokenizer
-        return {**found, **attention_finds_puppet(model, noisy, t, text, captions, tokenizer, masks)}
+            share = (start + torch.arange(0, 250, 250 / len(clips), device=self.device)) / 1000
+            noisy, t, answer = self.family.lesson(latents, noise, share)
+            found[f"loss_{start}"] = round(F.mse_loss(model(noisy, t, text), answer).item(), 4)
+        shown = self.family.lesson(latents, noise, torch.full((len(clips),), 0.7, device=self.device))
+        spans = [caption_spans(each, self.frozen.text.tokenizer) for each in captions]
+        sites = [site for site in model.sites if site.kind == self.family.reads_text]
+        return {**found, **attention_finds_puppet(model, sites, shown, text, spans, pictures.mask.float())}
 
     def _kind(self, step: int, progress: float) -> str:
         lot = random.Random(f"{self.seed} {step} kind").random()  # not by process: they wait for each other
@@ -207,19 +189,11 @@ class DiTTask:
         entries = [rng.randrange(size) for _ in range(diet.batch)]
         captions = [caption(pool.clip(entry), rng) for entry in entries]
         prompts = [each.prompt(character_first=rng.random() < 0.5) for each in captions]
-        with torch.no_grad():
-            text = self.frozen.text(prompts, self.recipe.config.text_length)  # B L C
+        text = self.frozen.text.encode(*prompts)  # B L C
         dropped = [rng.random() < self.recipe.caption_dropout for _ in prompts]
         text[torch.tensor(dropped, device=text.device)] = self.empty
         latents, mask = (part.to(self.device) for part in pool.draw(entries))
         return latents, mask, text
-
-
-def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """Noisy latents and the velocity to predict, both (B, ...) like latents, at signal shares (B,)."""
-    alphas = alphas.view(-1, *[1] * (latents.ndim - 1))
-    signal, spread = alphas.sqrt().to(latents.dtype), (1 - alphas).sqrt().to(latents.dtype)
-    return signal * latents + spread * noise, signal * noise - spread * latents
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -230,15 +204,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def begin_closed(model: CogVideoX) -> None:
-    """Close every gate and the head, so that the untrained model passes its input on and predicts nothing."""
-    norms = [module.modulation for module in model.modules() if isinstance(module, ModulatedNorm)]
-    for layer in (*norms, model.head_norm.modulation, model.head):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-
-
-def split_optimizers(model: CogVideoX, rate: float) -> Sequence[Optimizer]:
+def split_optimizers(model: nn.Module, rate: float) -> Sequence[Optimizer]:
     """Muon for the blocks' attention and feed-forward matrices, AdamW for everything else."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

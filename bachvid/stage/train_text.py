@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,11 @@ from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from bachvid.models.text import EOS, PAD, Tokenizer
+from bachvid.models.text import EOS, PAD, TEXT_ENCODERS, TextEncoder, Tokenizer
 from bachvid.stage.captions import all_words, caption, corpus
 from bachvid.stage.muon import Muon
 from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
-
-if TYPE_CHECKING:
-    from transformers import T5EncoderModel
 
 UNKNOWN = 2  # sentencepiece's id for what it cannot spell; also stands where a word is masked
 SPELLING = (
@@ -42,6 +39,7 @@ class TextRecipe:
     """What the text encoder is and how it learns."""
 
     length: int  # tokens of a padded prompt
+    kind: str = "t5"  # or "umt5", which does not look at padding
     width: int = 128
     heads: int = 4
     layers: int = 2
@@ -90,11 +88,12 @@ def make_tokenizer(folder: Path, length: int, seed: int) -> Tokenizer:
     return tokenizer
 
 
-def make_encoder(recipe: TextRecipe, vocabulary: int) -> T5EncoderModel:
-    """An untrained T5 encoder."""
-    from transformers import T5Config, T5EncoderModel
+def make_encoder(recipe: TextRecipe, vocabulary: int) -> Any:
+    """An untrained T5 or UMT5 encoder."""
+    import transformers
 
-    config = T5Config(
+    kind = recipe.kind.upper()
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=vocabulary,
         d_model=recipe.width,
         d_kv=recipe.width // recipe.heads,
@@ -108,28 +107,20 @@ def make_encoder(recipe: TextRecipe, vocabulary: int) -> T5EncoderModel:
         is_encoder_decoder=False,
         use_cache=False,
     )
-    return T5EncoderModel(config)
-
-
-def encode_batch(
-    encoder: T5EncoderModel, tokenizer: Tokenizer, prompts: Sequence[str], length: int
-) -> Tensor:
-    """Encoded prompts (B, length, width); padding is seen like any other token, as CogVideoX does."""
-    rows = [tokenizer.padded(tokenizer.encode(prompt).ids, length) for prompt in prompts]
-    ids = torch.tensor(rows, device=encoder.device)  # B L
-    return encoder(input_ids=ids).last_hidden_state
+    return getattr(transformers, f"{kind}EncoderModel")(config)
 
 
 class GuessWords(nn.Module):
     """The encoder with a head that names the word at each place; the head is dropped after training."""
 
-    def __init__(self, encoder: T5EncoderModel, vocabulary: int) -> None:
+    def __init__(self, encoder: Any, vocabulary: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.config.d_model, vocabulary)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.encoder(input_ids=ids).last_hidden_state)  # B L vocabulary
+        masks = {"attention_mask": (ids != PAD).long()} if self.encoder.config.model_type == "umt5" else {}
+        return self.head(self.encoder(input_ids=ids, **masks).last_hidden_state)  # B L vocabulary
 
 
 class TextTask:
@@ -172,7 +163,8 @@ class TextTask:
     def inspect(self, model: nn.Module) -> dict[str, Any]:
         """What linear probes read from the encoder's outputs, each a share in [0, 1]."""
         assert isinstance(model, GuessWords)
-        return probe(model.encoder, self.tokenizer, self.recipe.length)
+        reader = TEXT_ENCODERS[self.recipe.kind](self.tokenizer, model.encoder, self.recipe.length)
+        return probe(reader)
 
     def _disguise(self, ids: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
         lot = torch.rand(ids.shape, generator=generator)
@@ -183,9 +175,7 @@ class TextTask:
 
 
 @torch.no_grad()
-def probe(
-    encoder: T5EncoderModel, tokenizer: Tokenizer, length: int, captions: int = 600
-) -> dict[str, float]:
+def probe(encoder: TextEncoder, captions: int = 600) -> dict[str, float]:
     """How well linear probes, fitted on half of some captions, read the other half.
 
     `word`: which word a token is; `colour`: which colour the caption gives to a noun; `part`: whether a word
@@ -196,13 +186,13 @@ def probe(
     clips = [sample_clip(rng) for _ in range(captions)]
     parts = [caption(clip, rng) for clip in clips]
     prompts = [each.prompt(character_first=rng.random() < 0.5) for each in parts]
-    features = torch.cat([encode_batch(encoder, tokenizer, p, length) for p in _slices(prompts, 100)]).cpu()
+    features = torch.cat([encoder.encode(*some) for some in _slices(prompts, 100)]).cpu()
     words: list[Example] = []
     colours: list[Example] = []
     places: dict[str, list[Example]] = {}
     for row, (clip, each, prompt) in enumerate(zip(clips, parts, prompts, strict=True)):
         named = noun_colours(clip)
-        for place, (start, end) in enumerate(tokenizer.encode(prompt).offsets):
+        for place, (start, end) in enumerate(encoder.tokenizer.encode(prompt).offsets):
             word = prompt[start:end]
             words.append((row, place, word))
             if word in named:

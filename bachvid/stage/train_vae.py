@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from bachvid.models.cogvideox_vae import CogVideoXVAE, CogVideoXVAEConfig
-from bachvid.models.cogvideox_vae_layers import Resnet
+from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
+from bachvid.models.wan_vae import WanVAEConfig
+from bachvid.stage.family import family_of
 from bachvid.stage.muon import Muon
 from bachvid.stage.render import clip_phases, render
 from bachvid.stage.training import PACE, Pace, Team
@@ -24,7 +25,7 @@ from bachvid.stage.world import Clip, sample_clip
 class VAERecipe:
     """What the autoencoder is and how it learns; lengths are in pixels, batches those of one process."""
 
-    config: CogVideoXVAEConfig
+    config: CogVideoXVAEConfig | WanVAEConfig
     height: int
     width: int
     frames: int
@@ -49,12 +50,12 @@ class VAETask:
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.seed, self.team, self.device = recipe, seed, team, device
-        self.model = CogVideoXVAE(recipe.config).to(device)
-        begin_plain(self.model)
+        self.family = family_of(recipe.config)
+        self.model = self.family.vae(recipe.config).to(device)
         self.decoder_only = decoder_only
         self.counts: dict[str, int] = {}
-        kernels = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim == 1]
+        kernels = [p for p in self.model.parameters() if is_kernel(p)]
+        others = [p for p in self.model.parameters() if not is_kernel(p)]
         self.optimizers: Sequence[Optimizer] = (
             Muon(kernels, recipe.rate),
             AdamW(others, recipe.rate, weight_decay=0.0),
@@ -62,9 +63,12 @@ class VAETask:
 
     def begin(self, averaged: nn.Module) -> None:
         if self.decoder_only:
-            assert isinstance(averaged, CogVideoXVAE)
-            self.model.encoder.load_state_dict(averaged.encoder.state_dict())
-            self.model.encoder.requires_grad_(False)
+            layers = zip(
+                self.family.latent_layers(self.model), self.family.latent_layers(averaged), strict=True
+            )
+            for layer, settled in layers:
+                layer.load_state_dict(settled.state_dict())
+                layer.requires_grad_(False)
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         seed = self.team.seed(self.seed, step)
@@ -79,9 +83,8 @@ class VAETask:
         facts = {"psnr": psnr(squared), "kl": kl.item(), "frames": video.shape[2]}
         return loss, facts
 
-    def inspect(self, model: nn.Module, clips: int = 16) -> dict[str, Any]:
-        """PSNR in dB on held-out clips and on single frames of them, and the spread of the latents."""
-        assert isinstance(model, CogVideoXVAE)
+    def inspect(self, model: Any, clips: int = 16) -> dict[str, Any]:
+        """PSNR in dB on held-out clips and on single frames of them; how the latents are spread."""
         rng = random.Random(0)
         sample = [sample_clip(rng, held_out=True) for _ in range(clips)]
         errors: dict[str, list[Tensor]] = {"psnr": [], "psnr_image": []}
@@ -94,7 +97,13 @@ class VAETask:
                 errors[name] += list((out - pictures).square().flatten(1).mean(1))
             means.append(model.encode(video)[0])
         found = {name: round(sum(map(psnr, each)) / clips, 2) for name, each in errors.items()}
-        return {**found, "latent_std": round(torch.cat(means).std().item(), 4)}
+        latents = torch.cat(means).transpose(0, 1).flatten(1)  # C, everything else
+        return {
+            **found,
+            "latent_std": round(latents.std().item(), 4),
+            "channel_means": [round(mean, 4) for mean in latents.mean(1).tolist()],
+            "channel_stds": [round(std, 4) for std in latents.std(1).tolist()],
+        }
 
     def _batch(self, rng: random.Random, progress: float) -> Tensor:
         """Whole frames always: norms take their statistics from all they see, and a crop's are others."""
@@ -106,16 +115,9 @@ class VAETask:
         return stage_video([sample_clip(rng) for _ in range(count)], recipe, frames, self.device, rng)
 
 
-@torch.no_grad()
-def begin_plain(model: CogVideoXVAE) -> None:
-    """Shut every resnet's second convolution, so that colours pass straight through; quieten the latents."""
-    for module in model.modules():
-        if isinstance(module, Resnet):
-            for parameter in module.conv2.parameters():
-                parameter.zero_()
-    weight, bias = model.encoder.conv_out.parameters()
-    weight[model.config.latent_channels :] = 0  # the log-variances
-    bias[model.config.latent_channels :] = -4
+def is_kernel(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix or a convolution's kernel, and not one number for each channel."""
+    return parameter.ndim > 1 and parameter[0].numel() > 1
 
 
 def stage_video(
@@ -137,8 +139,3 @@ def edge_loss(out: Tensor, video: Tensor) -> Tensor:
 def psnr(squared: Tensor) -> float:
     """dB of a mean squared error of pictures in [-1, 1]."""
     return (10 * torch.log10(4 / squared.detach().clamp(min=1e-10))).item()
-
-
-def with_scale(recipe: VAERecipe, latent_std: float) -> CogVideoXVAEConfig:
-    """The autoencoder's config with a scaling factor that brings its latents to a spread of 1."""
-    return replace(recipe.config, scaling_factor=round(1 / latent_std, 5))

@@ -10,34 +10,34 @@ from torch import Tensor
 
 from bachvid.method.attends import TextMass
 from bachvid.method.mask import Spans, foreground
-from bachvid.models.cogvideox import CogVideoX
+from bachvid.models.attention import Site
 from bachvid.models.grid import Grid
 from bachvid.models.text import Tokenizer
 from bachvid.stage.captions import Caption
+from bachvid.stage.family import AnyDiT, Lesson
 
 
 def attention_finds_puppet(
-    model: CogVideoX,
-    noisy: Tensor,
-    t: Tensor,
+    model: AnyDiT,
+    sites: Sequence[Site],
+    shown: Lesson,
     text: Tensor,
-    captions: Sequence[Caption],
-    tokenizer: Tokenizer,
+    spans: Sequence[Spans],
     masks: Tensor,
 ) -> dict[str, float]:
-    """AUC and IoU of scores summed over all layers (Eq. 3-4) against the puppet's masks (B, F, H, W).
+    """AUC and IoU of scores summed over all `sites` (Eq. 3-4) against the puppet's masks (B, F, H, W).
 
     A token is puppet where at least half of its pixels are. The AUC should pass 0.95 within minutes, and the
     loss does not tell.
     """
-    grid = model.grid(noisy)
+    grid = model.grid(shown.noisy)
     truth = token_masks(masks, grid)  # B N
     aucs, ious = [], []
-    for i, each in enumerate(captions):
-        spans = caption_spans(each, tokenizer)
-        sites = {site: TextMass(spans, grid.tokens) for site in model.sites}
-        model(noisy[i : i + 1], t[i : i + 1], text[i : i + 1], sites)
-        scores = torch.stack([site.scores for site in sites.values()]).sum(0)  # 2 N
+    for i, words in enumerate(spans):
+        seen = {site: TextMass(words, grid.tokens) for site in sites}
+        row = slice(i, i + 1)
+        model(shown.noisy[row], shown.t[row], text[row], seen)
+        scores = torch.stack([mass.scores for mass in seen.values()]).sum(0)  # 2 N
         aucs.append(auc(scores[1] - scores[0], truth[i]))
         mask = foreground(scores)
         ious.append(((mask & truth[i]).sum() / (mask | truth[i]).sum().clamp(min=1)).item())
