@@ -28,6 +28,9 @@ from bachvid.method.scout import Scouted, believable, look_at
 from bachvid.method.spans import Parts
 from bachvid.method.together import Pass, forward
 from bachvid.models.cogvideox import CogVideoX, CogVideoXConfig
+from bachvid.models.wan import Wan, WanConfig
+from bachvid.sampling.flow_schedule import flow_schedule
+from bachvid.sampling.flow_step import flow_euler, unipc
 from bachvid.sampling.sampler import Sampler
 from bachvid.sampling.schedule import cogvideox_schedule
 from bachvid.sampling.step import Step, ddim, dpm_sde_2m
@@ -37,20 +40,25 @@ CONFIG = CogVideoXConfig(
     time_width=8, rotary=True, sample_height=6, sample_width=10, sample_frames=9, temporal_compression=4,
     spatial_scale=1.875, temporal_scale=1.0,
 )  # fmt: skip
-SHAPE = (1, 3, 4, 6, 10)
+WAN_CONFIG = WanConfig(
+    layers=4, heads=2, head_width=16, inner=32, channels=4, patch=(1, 2, 2), text_width=12, time_features=8,
+    text_norm=True, longest=32,
+)  # fmt: skip
 TOKENS = 3 * 3 * 5
 RECIPE = Recipe(4, "joint", (1, 2), 1, "joint", (2, 3), 1, (1, 3))
 SPANS = Spans(torch.tensor([0, 1, 2]), torch.tensor([3, 4]))
 SOLVERS: dict[str, Step] = {"ddim": ddim, "dpm": dpm_sde_2m}
+FLOW_SOLVERS: dict[str, Step] = {"unipc": unipc, "euler": flow_euler}
 
 
 @cache
-def model(rotary: bool, dtype: torch.dtype) -> CogVideoX:
+def model(kind: str, dtype: torch.dtype) -> CogVideoX | Wan:
     """A random model whose attention is sharp, so that its masks are neither empty nor full."""
-    made = randomised(CogVideoX(replace(CONFIG, rotary=rotary))).requires_grad_(False)
-    for block in made.blocks:
-        block.attention.norm_q.weight.mul_(3)
-        block.attention.norm_k.weight.mul_(3)
+    built = Wan(WAN_CONFIG) if kind == "wan" else CogVideoX(replace(CONFIG, rotary=kind == "rotary"))
+    made = randomised(built).requires_grad_(False)
+    for name, parameter in made.named_parameters():
+        if name.endswith(("norm_q.weight", "norm_k.weight")):
+            parameter.mul_(3)
     return made.to(dtype)
 
 
@@ -62,26 +70,41 @@ def prompts(*seeds: int, dtype: torch.dtype = torch.float32) -> list[Prompt]:
     return [Prompt(text(seed, dtype), SPANS) for seed in seeds]
 
 
-PROMPTS = prompts(1, 4, 9)
+PROMPTS = prompts(1, 4, 9)  # with masks that can be believed, of the random models above
+WAN_PROMPTS = prompts(6, 5, 10)
+
+
+def prompts_for(kind: str) -> list[Prompt]:
+    return WAN_PROMPTS if kind == "wan" else PROMPTS
 
 
 def denoiser(
-    rotary: bool = True,
+    kind: str = "rotary",
     solver: str = "dpm",
     steps: int = 4,
     scale: float = 4.0,
     dtype: torch.dtype = torch.float32,
 ) -> Denoiser:
     """A fresh one for every run: nothing may be owed to an earlier run."""
-    sampler = Sampler(cogvideox_schedule(steps), SOLVERS[solver])
-    return Denoiser(model(rotary, dtype), sampler, text(99, dtype), SHAPE, scale)
+    if kind == "wan":
+        sampler, shape = Sampler(flow_schedule(steps, shift=3.0), FLOW_SOLVERS[solver]), (1, 4, 3, 6, 10)
+    else:
+        sampler, shape = Sampler(cogvideox_schedule(steps), SOLVERS[solver]), (1, 3, 4, 6, 10)
+    return Denoiser(model(kind, dtype), sampler, text(99, dtype), shape, scale)
+
+
+def fitting(recipe: Recipe, of: Denoiser) -> Recipe:
+    """The recipe at the sites that the model has."""
+    if isinstance(of.model, CogVideoX):
+        return recipe
+    return replace(recipe, mask_kind="cross", token_kind="self")
 
 
 def made(
     of: Denoiser, recipe: Recipe, given: Sequence[Prompt] = PROMPTS[:2], seeds: Any = None, **options: Any
 ) -> Group:
     """A group that has run."""
-    group = Group(of, recipe, given, seeds or [1] * len(given), **options)
+    group = Group(of, fitting(recipe, of), given, seeds or [1] * len(given), **options)
     for _ in group.run():
         pass
     return group
@@ -102,34 +125,34 @@ def equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 @cache
-def usual(rotary: bool = True, solver: str = "dpm") -> Group:
+def usual(kind: str = "rotary", solver: str = "dpm") -> Group:
     """An identity and two frame videos, in lockstep."""
-    return made(denoiser(rotary, solver), RECIPE, PROMPTS)
+    return made(denoiser(kind, solver), RECIPE, prompts_for(kind))
 
 
 @cache
-def bare(rotary: bool = True, solver: str = "dpm") -> list[Tensor]:
+def bare(kind: str = "rotary", solver: str = "dpm") -> list[Tensor]:
     """The same three videos without the method."""
-    return alone(denoiser(rotary, solver), PROMPTS)
+    return alone(denoiser(kind, solver), prompts_for(kind))
 
 
-KINDS = [(True, "ddim"), (True, "dpm"), (False, "ddim"), (False, "dpm")]
-KIND_NAMES = ["rotary ddim", "rotary dpm", "added ddim", "added dpm"]
+KINDS = [(kind, solver) for kind in ("rotary", "added") for solver in SOLVERS]
+KINDS += [("wan", solver) for solver in FLOW_SOLVERS]
 
 
 # Three ways, one video
 
 
-@pytest.mark.parametrize(("rotary", "solver"), KINDS, ids=KIND_NAMES)
-def test_lockstep_cache_and_replay_give_the_same_bits(rotary: bool, solver: str) -> None:
-    group = usual(rotary, solver)
+@pytest.mark.parametrize(("kind", "solver"), KINDS)
+def test_lockstep_cache_and_replay_give_the_same_bits(kind: str, solver: str) -> None:
+    group = usual(kind, solver)
     assert all(
         frame.note is None and len(frame.places.matched) and len(frame.places.background)
         for frame in group.frames
     )
-    expected, plain = latents(group), bare(rotary, solver)
-    cached = made(denoiser(rotary, solver), RECIPE, PROMPTS, keep_cache=True)
-    replayed = made(denoiser(rotary, solver), RECIPE, PROMPTS[1:], identity=group.identity)
+    expected, plain = latents(group), bare(kind, solver)
+    cached = made(denoiser(kind, solver), RECIPE, prompts_for(kind), keep_cache=True)
+    replayed = made(denoiser(kind, solver), RECIPE, prompts_for(kind)[1:], identity=group.identity)
 
     assert equal(latents(cached), expected)
     assert equal(latents(replayed), expected[1:])
@@ -228,14 +251,20 @@ DENSE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("rotary", "solver", "name"),
-    [(True, "dpm", name) for name in DENSE] + [(True, "ddim", "default"), (False, "dpm", "default")],
+    ("kind", "solver", "name"),
+    [
+        *[("rotary", "dpm", name) for name in DENSE],
+        *[("wan", "unipc", name) for name in DENSE],
+        ("rotary", "ddim", "default"),
+        ("added", "dpm", "default"),
+        ("wan", "euler", "default"),
+    ],
 )
-def test_a_group_is_that_of_dense_attention(rotary: bool, solver: str, name: str) -> None:
+def test_a_group_is_that_of_dense_attention(kind: str, solver: str, name: str) -> None:
     recipe = replace(RECIPE, **DENSE[name])
-    given = PROMPTS if name == "default" else PROMPTS[:2]
-    group = made(denoiser(rotary, solver), recipe, given)
-    expected = oracles.group(denoiser(rotary, solver), recipe, given, [1] * len(given))
+    given = prompts_for(kind)[: 3 if name == "default" else 2]
+    group = made(denoiser(kind, solver), recipe, given)
+    expected = oracles.group(denoiser(kind, solver), group.recipe, given, [1] * len(given))
     masks = [group.identity.mask, *(frame.mask for frame in group.frames)]
     assert equal(masks, expected.masks)
     assert equal([frame.matches.partner for frame in group.frames], expected.partners)
@@ -248,10 +277,10 @@ def test_a_group_is_that_of_dense_attention(rotary: bool, solver: str, name: str
 
 
 @pytest.mark.parametrize("off", [{"mode": "off"}, {"inject_steps": (4, 9)}], ids=["mode off", "no step"])
-@pytest.mark.parametrize(("rotary", "solver"), KINDS, ids=KIND_NAMES)
-def test_without_injection_videos_are_vanilla(rotary: bool, solver: str, off: dict) -> None:
-    group = made(denoiser(rotary, solver), replace(RECIPE, **off))
-    assert equal(latents(group), bare(rotary, solver)[:2])
+@pytest.mark.parametrize(("kind", "solver"), KINDS)
+def test_without_injection_videos_are_vanilla(kind: str, solver: str, off: dict) -> None:
+    group = made(denoiser(kind, solver), replace(RECIPE, **off), prompts_for(kind)[:2])
+    assert equal(latents(group), bare(kind, solver)[:2])
 
 
 def test_a_vanilla_run_does_not_depend_on_its_company() -> None:
@@ -284,9 +313,9 @@ def test_noise_of_their_own() -> None:
     assert equal(latents(off), alone(denoiser(), seeds=[1, 2]))
 
 
-@pytest.mark.parametrize("rotary", [True, False])
-def test_a_video_of_the_same_prompt_and_noise_is_its_own_match(rotary: bool) -> None:
-    group = made(denoiser(rotary), RECIPE, [PROMPTS[0], PROMPTS[0]])
+@pytest.mark.parametrize(("kind", "solver"), [("rotary", "dpm"), ("added", "dpm"), ("wan", "unipc")])
+def test_a_video_of_the_same_prompt_and_noise_is_its_own_match(kind: str, solver: str) -> None:
+    group = made(denoiser(kind, solver), RECIPE, [prompts_for(kind)[0]] * 2)
     frame = group.frames[0]
     assert torch.equal(frame.mask, group.identity.mask)
     assert torch.equal(frame.matches.partner, torch.arange(TOKENS))
