@@ -141,7 +141,7 @@ class WanVAE(nn.Module):
         return (z - mean) * scale
 
     def to_video(self, latents: Tensor, *, tiling: bool = False, slicing: bool = False) -> Tensor:
-        """The video (B, 3, F, H, W) in [-1, 1] of the denoiser's latents (B, C, T, h, w)."""
+        """The video (B, 3, F, H, W) of the denoiser's latents (B, C, T, h, w), in [-1, 1] but not clamped."""
         mean, scale = self._normal(latents)
         return self.decode(latents / scale + mean, tiling=tiling, slicing=slicing)
 
@@ -165,17 +165,11 @@ class WanVAE(nn.Module):
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(
-        self,
-        z: Tensor,
-        *,
-        chunk_frames: int | None = None,
-        tiling: bool = False,
-        slicing: bool = False,
-        clamp: bool = True,
+        self, z: Tensor, *, chunk_frames: int | None = None, tiling: bool = False, slicing: bool = False
     ) -> Tensor:
-        """The video (B, 3, F, H, W) in [-1, 1] of latents (B, C, T, h, w) that are not normalised.
+        """The video (B, 3, F, H, W) of latents (B, C, T, h, w) that are not normalised, F = 4 T - 3.
 
-        F is 4 T - 3. Without `clamp`, values may lie outside: training wants that, a clamp stops gradients.
+        In [-1, 1] but, other than in diffusers, not clamped: a clamp stops gradients.
         """
         _expect_channels("latents", z, self.config.z_dim)
         ratio = self.config.spatial_compression_ratio
@@ -184,8 +178,7 @@ class WanVAE(nn.Module):
             latent_frames = chunk_frames or _fitting(ratio * x.shape[-2], ratio * x.shape[-1])
             return _in_chunks(self.decoder, latent_frames, self.conv2(x))  # B 3 F H W
 
-        video = _run(run, z, self._tiles(encoding=False) if tiling else None, slicing)
-        return video.clamp(-1.0, 1.0) if clamp else video
+        return _run(run, z, self._tiles(encoding=False) if tiling else None, slicing)
 
     def _normal(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Each channel's mean and 1 / deviation, (C, 1, 1, 1); a reciprocal, for diffusers rounds it."""
