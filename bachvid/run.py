@@ -26,8 +26,10 @@ from bachvid.method.group import Group, vanilla
 from bachvid.method.identity import Trajectory, fingerprint
 from bachvid.method.scout import Scouted
 from bachvid.method.spans import Parts, find_spans
+from bachvid.method.words import Ask, Words
 from bachvid.models.checkpoint import Checkpoint, open_checkpoint
 from bachvid.models.parts import VAE
+from bachvid.nouns import noun_model
 from bachvid.pictures.frames import to_frames
 from bachvid.sampling.guidance import dynamic, static
 from bachvid.sampling.sampler import read_sampler
@@ -50,12 +52,15 @@ def main(args: argparse.Namespace) -> int:
     settings = resolve(args, checkpoint, model)
     joined = Trajectory.load(args.identity) if args.identity else None
     stories = find_stories(args, model)
+    nouns = [word.strip() for word in (args.nouns or "").split(",") if word.strip()]
+    ask = noun_model(args.noun_model) if args.noun_model else None
     of_stage = (model / "training.json").is_file()  # trained here: fast enough for twins, readable exactly
     for n, story in enumerate(stories, start=1):
         out = args.out / f"{n:02}" if args.out and len(stories) > 1 else args.out
         folder = RunFolder.choose(out, story.background)
         twins = of_stage if args.with_vanilla is None else args.with_vanilla
-        Run(model, checkpoint, settings, story, folder, joined, twins, of_stage, args.save_identity).make()
+        given = (model, checkpoint, settings, story, folder, joined, twins, of_stage)
+        Run(*given, args.save_identity, nouns, ask).make()
     return 0
 
 
@@ -72,6 +77,8 @@ class Run:
     with_vanilla: bool
     of_stage: bool  # the model knows the stage world, so its videos can be read exactly
     save_identity: bool
+    nouns: Sequence[str] = ()  # to look for in the masks, unless the story marks some
+    ask: Ask | None = None  # a language model that finds them
     console: Console = field(default_factory=Console)
 
     def make(self) -> None:
@@ -109,12 +116,16 @@ class Run:
         spans = []
         for video in videos:
             offsets = encoder.tokenizer.encode(video.prompt(first)).offsets
-            only = video.places(video.words(settings.recipe.words, self.story.marked), first)
+            only = video.places(self.words(video), first)
             found = find_spans(offsets, video.ranges(first), encoder.length - 1, only)
             spans.append(found.to(settings.device))
         texts = [encoder.encode(video.prompt(first)) for video in videos]
         negative = encoder.encode(encoder.clean(settings.negative))
         return [Prompt(*both) for both in zip(texts, spans, strict=True)], negative
+
+    def words(self, video: Parts) -> Words | None:
+        """The words that stand for the place and the character in the masks; None: all of them."""
+        return video.words(self.settings.recipe.words, self.story.marked, self.nouns, self.ask)
 
     def load_denoiser(self, negative: torch.Tensor) -> Denoiser:
         """The denoiser with its sampler and guidance, and the shape of one video's latents."""
@@ -238,7 +249,7 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """Every resolved value and its origin, for `config.json`."""
-        words = self.parts[0].words(self.settings.recipe.words, self.story.marked)
+        words = self.words(self.parts[0])
         known = {"model": self.model.name, "story": vars(self.story), "words": words and vars(words)}
         return {**known, **self.settings.to_dict()}
 
@@ -256,6 +267,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--model", "--task", "--ckpt_dir", "--model_path", default="tiny-cogvideox", metavar="NAME|FOLDER")
     flag("--background", metavar="TEXT", help="where all videos play")
     flag("--character", metavar="TEXT", help="who is in all of them")
+    flag("--nouns", metavar="A,B,...", help="what the masks look for; or mark it in the story: a [red fox]")
+    flag("--noun-model", type=Path, metavar="FOLDER", help="a local language model that names the nouns")
     flag(
         "--action", action="append", metavar="TEXT", help="once for each video; the first makes the identity"
     )

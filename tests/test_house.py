@@ -39,13 +39,16 @@ ARROWS = {
     "errors": Arrows("models"),
     "console": Arrows(""),
     "story": Arrows("errors method"),
+    "nouns": Arrows("errors method"),
     "settings": Arrows("errors models sampling method"),
     "folder": Arrows("errors method pictures"),
     "album": Arrows("folder pictures"),
     "stage": Arrows("models sampling method pictures errors"),
     "evaluate": Arrows("models sampling method pictures errors story stage"),
     "calibrate": Arrows("models sampling method pictures errors story stage evaluate"),
-    "run": Arrows("models sampling method pictures evaluate errors story settings console folder album"),
+    "run": Arrows(
+        "models sampling method pictures evaluate errors story settings console folder album nouns"
+    ),
     "__main__": Arrows("errors bachvid"),  # and every command, which it loads by name
     "bachvid": Arrows("", ""),  # bachvid/__init__.py
 }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel, T5Tokenizer
 
+from bachvid.errors import UsageError
 from bachvid.method.spans import Parts, find_spans
 from bachvid.method.words import FUNCTION_WORDS, choose_words, content_words, occurrences, unmarked
+from bachvid.nouns import noun_model, nouns_in
 
 PARTS = Parts("a quiet harbour with a blue sky,", "an old fisherman with a hat,", "waves his hat.")
 
@@ -66,3 +72,33 @@ def test_spans_hold_the_chosen_words_of_their_own_part(character_first: bool) ->
     shown = ["".join(prompt[n] for n in span) for span in spans]
     assert shown == ["blue sky", "hat"], "the hat that is waved belongs to the action"
     assert PARTS.words("all") is None and PARTS.places(None) == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "harbour, sky, old man.",
+        "- harbour\n- sky\n- old man",
+        "1. harbour\n2) sky\n3. **old man**",
+        "harbour;sky;old man",
+    ],
+)
+def test_lists_are_read_as_language_models_write_them(answer: str) -> None:
+    assert nouns_in(answer) == ("harbour", "sky", "old man")
+
+
+def test_a_language_model_is_asked(tmp_path: Path) -> None:
+    """A random one, whose answers name nothing that is in the text."""
+    tiny.train_tokenizer(tmp_path / "spm")
+    T5Tokenizer.from_pretrained(tmp_path / "spm", extra_ids=0).save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=85, n_embd=16, n_layer=1, n_head=2, n_positions=256)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    ask = noun_model(tmp_path)
+    assert ask(PARTS.background) == ask(PARTS.background)
+    with pytest.raises(ValueError, match=r"has no noun to look for \(model words\)"):
+        choose_words("a zyx", "a qwv", ask=ask)
+
+
+def test_a_folder_without_a_language_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no language model .* Name a local folder"):
+        noun_model(tmp_path)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from bachvid.method.mask import Spans
-from bachvid.method.words import Range, Words, choose_words, occurrences
+from bachvid.method.words import Ask, Range, Words, choose_words, occurrences
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Parts:
             start += len(text) + 1
         return found
 
-    def words(self, kind: str, marked: Sequence[str] = ()) -> Words | None:
-        """The words that stand for the place and the character; None if that is "all" and none is marked."""
-        if kind == "all" and not marked:
+    def words(
+        self, kind: str, marked: Sequence[str] = (), listed: Sequence[str] = (), ask: Ask | None = None
+    ) -> Words | None:
+        """The words that stand for the place and the character; None for "all", unless there is a source."""
+        if kind == "all" and not (marked or listed or ask):
             return None
-        return choose_words(self.background, self.character, marked=marked)
+        return choose_words(self.background, self.character, marked=marked, listed=listed, ask=ask)
 
     def places(self, words: Words | None, character_first: bool = False) -> dict[str, list[Range]]:
         """Where chosen words of the background and the character stand in the prompt, by part."""
