@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import oracles
@@ -18,7 +19,7 @@ from torch import Tensor
 from bachvid.method.attends import Inject, Lent, TextMass
 from bachvid.method.mask import Spans, foreground, smooth
 from bachvid.method.match import Matches, match, places, side_by_side
-from bachvid.method.recipe import MODES, PRESETS, Mode, Recipe, load_preset
+from bachvid.method.recipe import MODES, PRESETS, Mode, Recipe, load_preset, own_recipe
 from bachvid.method.scout import believable
 from bachvid.method.spans import Parts, find_spans
 from bachvid.models.attention import rotate
@@ -494,6 +495,15 @@ def test_the_papers_numbers() -> None:
     assert (paper.smooth, paper.refresh, paper.min_similarity) == (False, False, None)
     assert not paper.require_identity_foreground
     assert (paper.least_share, paper.most_share) == (0.005, 0.95)
+
+
+def test_a_checkpoint_nobody_analysed_gets_the_papers_layers_to_scale(tmp_path: Path) -> None:
+    wan = own_recipe(tmp_path, "wan", 20)
+    assert (wan.mask_kind, wan.token_kind, wan.words) == ("cross", "self", "nouns")
+    assert wan.kv_layers == (1, 8, 11, 12, 14, 16, 17, 18, 20), "halves, each once"
+    own = replace(PRESETS["paper-cogvideox-5b"], tau_mask=3)
+    (tmp_path / "preset.json").write_text(json.dumps(own.to_dict()))
+    assert own_recipe(tmp_path, "wan", 20) == own, "its own preset goes first"
 
 
 @pytest.mark.parametrize(
