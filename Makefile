@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m bachvid.run
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

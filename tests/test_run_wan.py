@@ -185,7 +185,7 @@ def test_misfits_are_told_before_any_work(
 
 def test_a_story_without_nouns_is_told(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     story = ["--background", "in there", "--character", "he", "--action", "runs"]
-    assert run("--model", model, *story, "--steps", 2, "--out", tmp_path / "x") == 2
+    assert run("--model", model, *story, "--steps", 2, "--size", "48x32", "--out", tmp_path / "x") == 2
     assert "The background 'in there' has no noun to look for" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
