@@ -17,10 +17,10 @@ from bachvid.models.layouts import (
     COGVIDEOX_VAE_DIFFUSERS,
     COGVIDEOX_VAE_SAT,
 )
-from bachvid.models.parts import Checkpoint, Format, check_fit, read_part
+from bachvid.models.parts import Checkpoint, Format, check_fit
 from bachvid.models.sat import find_parts, scheduler_config, transformer_config, vae_config
 from bachvid.models.text import TextEncoder, tokenizer_file
-from bachvid.models.weights import Weights, load, read_config, read_json, weight_files
+from bachvid.models.weights import Weights, load, read_config
 
 
 class CogVideoXCheckpoint(Checkpoint):
@@ -40,16 +40,8 @@ class CogVideoXCheckpoint(Checkpoint):
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     }
 
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        config = read_part(folder / "transformer", "CogVideoXTransformer3DModel", CogVideoXConfig.from_dict)
-        vae = read_part(folder / "vae", "AutoencoderKLCogVideoX", CogVideoXVAEConfig.from_dict)
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        for part in ("transformer", "vae", "text_encoder"):
-            weight_files(folder / part)
-        tokenizer_file(folder / "tokenizer")
-        paths = folder / "transformer", folder / "vae", folder
-        return cls("diffusers", config, vae, scheduler, *paths).checked(folder / "text_encoder")
+    configs = CogVideoXConfig, CogVideoXVAEConfig
+    text = TextEncoder
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
@@ -59,11 +51,10 @@ class CogVideoXCheckpoint(Checkpoint):
         config = transformer_config(parts.transformer)
         tokenizer_file(parts.text)
         found = cls("original", config, vae_config(parts.vae, config), scheduler_config(config), *parts)
-        return found.checked(parts.text)
+        return found.checked(parts.text, read_config(parts.text / "config.json", "model_type", cls.text.kind))
 
-    def checked(self, text: Path) -> Self:
-        """This checkpoint, if its parts are of one model; WeightsError if not."""
-        config, vae, t5 = self.config, self.vae_config, read_config(text / "config.json", "model_type", "t5")
+    def checked(self, text: Path, settings: Mapping[str, Any]) -> Self:
+        config, vae = self.config, self.vae_config
         check_fit(
             ("channels", self.vae_path, vae.latent_channels, config.channels),
             (
@@ -72,7 +63,7 @@ class CogVideoXCheckpoint(Checkpoint):
                 vae.temporal_compression_ratio,
                 config.temporal_compression,
             ),
-            ("text channels", text, t5.get("d_model"), config.text_width),
+            ("text channels", text, settings.get("d_model"), config.text_width),
         )
         return self
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bachvid.models.attention import Site
 from bachvid.models.grid import Grid
-from bachvid.models.text import TextEncoder
-from bachvid.models.weights import WeightsError, read_config
+from bachvid.models.text import TextEncoder, tokenizer_file
+from bachvid.models.weights import WeightsError, read_config, read_json, weight_files
 
 Config = TypeVar("Config")
 
@@ -63,15 +63,33 @@ class Checkpoint(ABC):
 
     family: ClassVar[str]  # "cogvideox" or "wan"
     published: ClassVar[Mapping[str, Any]]  # the configs of the family's releases
-    wide: ClassVar[
-        Literal["predictions", "latents"]
-    ]  # what its pipeline holds in float32, whatever the dtype
+    # What its pipeline holds in float32, whatever the dtype.
+    wide: ClassVar[Literal["predictions", "latents"]]
     index: ClassVar[Mapping[str, Any]]  # what diffusers builds a pipeline from, but for the scheduler
+    configs: ClassVar[tuple[Any, Any]]  # the classes of `config` and `vae_config`
+    text: ClassVar[type[TextEncoder]]
 
     @classmethod
-    @abstractmethod
     def open(cls, folder: Path) -> Self:
         """The one in a folder of diffusers."""
+        config, vae = (
+            read_part(folder / part, cls.index[part][1], kind.from_dict)
+            for part, kind in zip(("transformer", "vae"), cls.configs, strict=True)
+        )
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        for part in ("transformer", "vae", "text_encoder"):
+            weight_files(folder / part)
+        tokenizer_file(folder / "tokenizer")
+        text = read_config(folder / "text_encoder" / "config.json", "model_type", cls.text.kind)
+        found = cls("diffusers", config, vae, scheduler, folder / "transformer", folder / "vae", folder)
+        return found.checked(folder / "text_encoder", text)
+
+    @abstractmethod
+    def checked(self, text: Path, settings: Mapping[str, Any]) -> Self:
+        """This checkpoint, if its parts, the text encoder's `config.json` among them, are of one model.
+
+        WeightsError if not.
+        """
 
     @classmethod
     @abstractmethod

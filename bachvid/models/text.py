@@ -205,8 +205,7 @@ class TextEncoder:
         file, root = self.tokenizer.file, Path(root)
         (root / "tokenizer").mkdir(parents=True, exist_ok=True)
         (root / "tokenizer" / file.name).write_bytes(file.read_bytes())
-        tokenizer_class = "T5Tokenizer"  # of UMT5 too
-        settings = {"tokenizer_class": tokenizer_class, "extra_ids": 0, "model_max_length": self.length}
+        settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": self.length}
         write_json(settings, root / "tokenizer" / "tokenizer_config.json")
         save(dict(self.model.named_parameters()), root / "text_encoder" / "model.safetensors")
         self.model.config.save_pretrained(root / "text_encoder")
@@ -280,7 +279,7 @@ def check_arithmetic(kind: str) -> None:
         )
 
 
-KNOWN_ANSWERS = {  # the first token's; tests/test_text.py derives them without transformers
+KNOWN_ANSWERS = {  # the first token's; tests/test_umt5.py derives them without transformers
     "t5": (0.79947, 0.55877, -0.11767, -1.09264),
     "umt5": (-0.00005, 0.01801, 0.04554, -0.00527),
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bachvid.models.layouts import SAME, WAN_DIFFUSERS
-from bachvid.models.parts import Checkpoint, Format, check_fit, read_part
+from bachvid.models.parts import Checkpoint, Format, check_fit
 from bachvid.models.text import TextEncoder, WanTextEncoder, tokenizer_file
 from bachvid.models.wan import CHECKPOINTS, ISLANDS, Wan, WanConfig
 from bachvid.models.wan_layouts import wan_vae_diffusers
@@ -24,7 +24,7 @@ from bachvid.models.wan_original import (
     vae_config,
 )
 from bachvid.models.wan_vae import WanVAE, WanVAEConfig
-from bachvid.models.weights import Weights, load, read_config, read_json, weight_files
+from bachvid.models.weights import Weights, load, read_json
 
 LONGEST_TEXT = 512  # tokens, whatever the tokenizer says
 
@@ -47,17 +47,8 @@ class WanCheckpoint(Checkpoint):
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
 
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        config = read_part(folder / "transformer", "WanTransformer3DModel", WanConfig.from_dict)
-        vae = read_part(folder / "vae", "AutoencoderKLWan", WanVAEConfig.from_dict)
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        for part in ("transformer", "vae", "text_encoder"):
-            weight_files(folder / part)
-        tokenizer_file(folder / "tokenizer")
-        text = read_config(folder / "text_encoder" / "config.json", "model_type", WanTextEncoder.kind)
-        found = cls("diffusers", config, vae, scheduler, folder / "transformer", folder / "vae", folder)
-        return found.checked(folder / "text_encoder", text)
+    configs = WanConfig, WanVAEConfig
+    text = WanTextEncoder
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
@@ -70,7 +61,6 @@ class WanCheckpoint(Checkpoint):
         return found.checked(parts.text, text_config(parts.text))
 
     def checked(self, text: Path, settings: Mapping[str, Any]) -> Self:
-        """This checkpoint, if its parts are of one model; WeightsError if not."""
         check_fit(
             ("channels", self.vae_path, self.vae_config.z_dim, self.config.channels),
             ("text channels", text, settings.get("d_model"), self.config.text_width),
