@@ -24,8 +24,9 @@ from bachvid.folder import Made, RunFolder, manifest, slug
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.group import Group, vanilla
 from bachvid.method.identity import Trajectory, fingerprint
+from bachvid.method.prompts import encode_prompts
 from bachvid.method.scout import Scouted
-from bachvid.method.spans import Parts, find_spans
+from bachvid.method.spans import Parts
 from bachvid.method.words import Ask, Words
 from bachvid.models.checkpoint import Checkpoint, open_checkpoint
 from bachvid.models.parts import VAE
@@ -109,19 +110,11 @@ class Run:
         self.console.say(f"Look at {contact}")
 
     def encode(self) -> tuple[list[Prompt], torch.Tensor]:
-        """Every prompt, the identity's first, and the negative one; all are checked before any is encoded."""
-        settings, first = self.settings, self.settings.recipe.character_first
+        """Every prompt, the identity's first, and the negative one."""
+        settings = self.settings
         encoder = self.checkpoint.text_encoder(settings.dtype, settings.device)
-        videos = [parts.each(encoder.clean) for parts in self.parts]
-        spans = []
-        for video in videos:
-            offsets = encoder.tokenizer.encode(video.prompt(first)).offsets
-            only = video.places(self.words(video), first)
-            found = find_spans(offsets, video.ranges(first), encoder.length - 1, only)
-            spans.append(found.to(settings.device))
-        texts = [encoder.encode(video.prompt(first)) for video in videos]
-        negative = encoder.encode(encoder.clean(settings.negative))
-        return [Prompt(*both) for both in zip(texts, spans, strict=True)], negative
+        prompts = encode_prompts(encoder, self.parts, settings.recipe, self.words)
+        return prompts, encoder.encode(encoder.clean(settings.negative))
 
     def words(self, video: Parts) -> Words | None:
         """The words that stand for the place and the character in the masks; None: all of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,13 +98,16 @@ def test_clean_videos_divide_by_no_zero_and_unmeasured_values_are_left_out() -> 
 
 def test_a_bar_is_cleared_by_the_worse_end_of_the_interval() -> None:
     by_name = {figure.name: figure for figure in FIGURES}
-    assert by_name["mask_iou"].missing(Interval(0.72, 0.69, 0.75)) == pytest.approx(0.01)
-    assert by_name["action_drop"].missing(Interval(1, 0, 2.5)) == pytest.approx(0.5)
+    found = Interval(0.72, 0.69, 0.75)
+    assert by_name["mask_iou"].missing(found, "cogvideox") == pytest.approx(0.01)
+    assert by_name["mask_iou"].missing(found, "wan") == pytest.approx(-0.14)
+    assert by_name["action_drop"].missing(Interval(1, 0, 2.5), "cogvideox") == pytest.approx(0.5)
     found = dict.fromkeys(by_name, Interval(0.75, 0.71, 0.79)) | {"action_drop": Interval(*[math.nan] * 3)}
-    lines = {line.split()[0]: line for line in table(found).splitlines()[2:]}
+    lines = {line.split()[0]: line for line in table(found, "cogvideox").splitlines()[2:]}
     assert lines["mask_iou"].endswith("reached")
     assert lines["psnr_bg_shared"].endswith("missed by 27.3")
     assert lines["action_drop"].endswith("not measured")
+    assert "0.55" in table(found, "wan") and re.search(r"psnr_bg_shared .*none$", table(found, "wan"), re.M)
 
 
 # The ledger.
@@ -111,16 +115,16 @@ def test_a_bar_is_cleared_by_the_worse_end_of_the_interval() -> None:
 
 def test_a_ledger_goes_on_after_a_crash_and_keeps_what_is_not_a_number(tmp_path: Path) -> None:
     path, settings = tmp_path / "a.groups.jsonl", {"seed": 1, "layers": [1, 2]}
-    Ledger(path, settings).add(0, {"x": 1.5, "y": math.nan})
+    Ledger(path, settings).add("0", {"x": 1.5, "y": math.nan})
     with path.open("a") as file:
-        file.write('\n{"group": 1, "measu')  # killed while writing
+        file.write('\n{"of": "1", "measu')  # killed while writing
     again = Ledger(path, settings)
-    assert list(again.groups()) == [0]
-    again.add(2, {"x": 2.5, "y": 3.5})
-    Ledger(path, settings).add(1, {"x": 0.5, "y": 1.0})
-    found = again.groups()
-    assert sorted(found) == [0, 1, 2] and found[2] == {"x": 2.5, "y": 3.5}
-    assert found[0]["x"] == 1.5 and math.isnan(found[0]["y"])
+    assert list(again.done()) == ["0"]
+    again.add("2", {"x": 2.5, "y": 3.5})
+    Ledger(path, settings).add("1", {"x": 0.5, "y": 1.0})
+    found = again.done()
+    assert sorted(found) == ["0", "1", "2"] and found["2"] == {"x": 2.5, "y": 3.5}
+    assert found["0"]["x"] == 1.5 and math.isnan(found["0"]["y"])
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -199,7 +203,7 @@ def test_the_identity_is_the_same_alone_and_together(model: Path) -> None:
     """What lets one video serve every run of a group, and pre-runs be shared."""
     checkpoint = open_checkpoint(model)
     studio = Studio.open(checkpoint, load_preset(model / "preset.json").at(5), "cpu")
-    denoiser, prompts = studio.denoiser(), [studio.prompt(Parts(*caption(clip))) for clip in group(3)]
+    denoiser, prompts = studio.denoiser(), studio.prompts([Parts(*caption(clip)) for clip in group(3)])
     identity, *others = [studio.alone(denoiser, prompt, 1) for prompt in prompts]
     frames = together(denoiser, studio.recipe, identity, others)
     whole = Group(studio.denoiser(), studio.recipe, prompts, [1] * 3)
@@ -216,7 +220,7 @@ def test_the_identity_is_the_same_alone_and_together(model: Path) -> None:
 
 def test_random_matches_borrow_as_much_from_other_tokens(model: Path) -> None:
     studio = Studio.open(open_checkpoint(model), load_preset(model / "preset.json").at(5), "cpu")
-    denoiser, prompts = studio.denoiser(), [studio.prompt(Parts(*caption(clip))) for clip in group(3, 2)]
+    denoiser, prompts = studio.denoiser(), studio.prompts([Parts(*caption(clip)) for clip in group(3, 2)])
     identity, other = [studio.alone(denoiser, prompt, 1) for prompt in prompts]
     (true,), (random_,) = (
         together(denoiser, studio.recipe, identity, [other], shuffle)

@@ -68,6 +68,7 @@ def main(args: argparse.Namespace) -> int:
     studio = Studio.open(checkpoint, recipe, "cuda" if torch.cuda.is_available() else "cpu")
     settings = {
         "model": folder.name,
+        "family": checkpoint.family,
         "weights": fingerprint(studio.parts),
         "seed": args.seed,
         "prompts": args.prompts,
@@ -75,11 +76,11 @@ def main(args: argparse.Namespace) -> int:
     }
     ledger = Ledger(args.out.with_suffix(".groups.jsonl"), settings)
     measure_missing(studio, ledger, args)
-    done = ledger.groups()
-    if missing := [n for n in range(args.groups) if n not in done]:
+    done = ledger.done()
+    if missing := [n for n in range(args.groups) if str(n) not in done]:
         print(f"{len(missing)} of {args.groups} groups are still to be measured, by the other shards.")
         return 0
-    report([done[n] for n in range(args.groups)], settings, args.out)
+    report([done[str(n)] for n in range(args.groups)], settings, args.out)
     return 0
 
 
@@ -94,27 +95,27 @@ def shard(text: str) -> tuple[int, int]:
 def measure_missing(studio: Studio, ledger: Ledger, args: argparse.Namespace) -> None:
     """Measure this shard's groups that the ledger does not hold, and write each down at once."""
     index, count = args.shard
-    done = ledger.groups()
+    done = ledger.done()
     for number in range(index - 1, args.groups, count):
-        if number not in done:
+        if str(number) not in done:
             started = time.perf_counter()
-            ledger.add(number, measure_group(studio, args.seed, number, args.prompts))
+            ledger.add(str(number), measure_group(studio, args.seed, number, args.prompts))
             seconds = time.perf_counter() - started
             print(f"group {number + 1} of {args.groups}: {seconds:.1f} s", file=sys.stderr, flush=True)
 
 
 def report(groups: Sequence[Measured], settings: Mapping[str, Any], out: Path) -> None:
     """Print the table, and write the figures and everything behind them."""
-    seed = settings["seed"]
+    seed, family = settings["seed"], settings["family"]
     figures = figures_of(groups, seed)
     print(f"{settings['model']}, {len(groups)} groups of {settings['prompts']}, seed {seed}")
-    print(table(figures))
+    print(table(figures, family))
     values = {
         "model": settings["model"],
         "groups": len(groups),
         "seed": seed,
         "figures": {name: as_json(found) for name, found in figures.items()},
-        "bars": {figure.name: [SIGN[figure.better], figure.bar] for figure in FIGURES},
+        "bars": {figure.name: [SIGN[figure.better], finite(figure.bar(family))] for figure in FIGURES},
         "settings": settings,
         "measured": {name: as_json(found) for name, found in everything_of(groups, seed).items()},
     }
@@ -125,4 +126,9 @@ def report(groups: Sequence[Measured], settings: Mapping[str, Any], out: Path) -
 
 def as_json(found: Interval) -> dict[str, float | None]:
     """An interval for JSON, which has no NaN: null instead."""
-    return {name: value if math.isfinite(value) else None for name, value in found._asdict().items()}
+    return {name: finite(value) for name, value in found._asdict().items()}
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None

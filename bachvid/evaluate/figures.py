@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ Means = Mapping[
 ]  # of many groups, by the same names: numbers, or an array with one for every resample
 
 RESAMPLES = 1000
+NO_BAR = -math.inf  # where only the gain counts
 LEAST_OFF_PALETTE = 1e-3  # a vanilla video cleaner than one pixel in a thousand counts as that
 
 
@@ -26,6 +28,13 @@ class Interval(NamedTuple):
     high: float
 
 
+class Bars(NamedTuple):
+    """What a figure should reach, by the family of the model."""
+
+    cogvideox: float
+    wan: float
+
+
 @dataclass(frozen=True)
 class Figure:
     """One row of the table: a number made of means over groups, and what it should reach."""
@@ -33,15 +42,16 @@ class Figure:
     name: str
     of: Callable[[Means], Any]
     better: Literal["higher", "lower"]
-    bar: float
+    bars: Bars
 
-    def reached_by(self, found: Interval) -> bool:
-        """Whether even the worse end of the interval clears the bar."""
-        return self.missing(found) <= 0
+    def bar(self, family: str) -> float:
+        """What it should reach for the shipped model of a family."""
+        return getattr(self.bars, family)
 
-    def missing(self, found: Interval) -> float:
-        """What the worse end of the interval lacks; 0 or less if it reaches the bar."""
-        return self.bar - found.low if self.better == "higher" else found.high - self.bar
+    def missing(self, found: Interval, family: str) -> float:
+        """What the worse end of the interval lacks; 0 or less if even that reaches the bar."""
+        bar = self.bar(family)
+        return bar - found.low if self.better == "higher" else found.high - bar
 
 
 def gain(run: str, over: str, what: str) -> Callable[[Means], Any]:
@@ -54,31 +64,44 @@ def share_of_way(run: str, start: str, what: str) -> Callable[[Means], Any]:
     return lambda m: (m[f"{run}.{what}"] - m[f"{start}.{what}"]) / (1 - m[f"{start}.{what}"])
 
 
-# tiny-cogvideox. `vanilla_shared` is what `ours_shared` is held against: the same prompts and the same noise.
+# `vanilla_shared` is what `ours_shared` is held against: the same prompts and the same noise.
 FIGURES = (
-    Figure("action_vanilla", lambda m: m["vanilla.action"], "higher", 0.95),
-    Figure("stated_vanilla", lambda m: m["vanilla.stated"], "higher", 0.90),
-    Figure("mask_iou", lambda m: m["mask.iou"], "higher", 0.70),
-    Figure("match_pck1", lambda m: m["match.pck1"], "higher", 0.90),
-    Figure("match_mse_ratio", lambda m: m["match.mse"] / m["match.mse_same_place"], "lower", 1 / 5),
-    Figure("psnr_bg_shared", lambda m: m["ours_shared.psnr_bg"], "higher", 28.0),
-    Figure("psnr_bg_gain_shared", gain("ours_shared", "vanilla_shared", "psnr_bg"), "higher", 5.0),
-    Figure("psnr_bg_gain_own", gain("ours_own", "vanilla_own", "psnr_bg"), "higher", 5.0),
-    Figure("psnr_fg_gain_shared", gain("ours_shared", "vanilla_shared", "psnr_fg"), "higher", 3.5),
-    Figure("psnr_fg_gain_own", gain("ours_own", "vanilla_own", "psnr_fg"), "higher", 3.5),
-    Figure("hidden_share", share_of_way("ours_shared", "vanilla_shared", "hidden"), "higher", 0.6),
-    Figure("cells_share", share_of_way("ours_shared", "vanilla_shared", "cells"), "higher", 0.75),
-    Figure("action_drop", lambda m: -100 * gain("ours_shared", "vanilla_shared", "action")(m), "lower", 2.0),
-    Figure("lost", lambda m: m["ours_shared.lost"] + m["ours_own.lost"], "lower", 0.0),
-    Figure("fg_gain_over_bg_only", gain("ours_shared", "only_background", "psnr_fg"), "higher", 2.5),
-    Figure("fg_gain_over_random_match", gain("ours_shared", "random_match", "psnr_fg"), "higher", 3.0),
+    Figure("action_vanilla", lambda m: m["vanilla.action"], "higher", Bars(0.95, 0.90)),
+    Figure("stated_vanilla", lambda m: m["vanilla.stated"], "higher", Bars(0.90, 0.85)),
+    Figure("mask_iou", lambda m: m["mask.iou"], "higher", Bars(0.70, 0.55)),
+    Figure("match_pck1", lambda m: m["match.pck1"], "higher", Bars(0.90, 0.85)),
+    Figure(
+        "match_mse_ratio", lambda m: m["match.mse"] / m["match.mse_same_place"], "lower", Bars(1 / 5, 1 / 3)
+    ),
+    Figure("psnr_bg_shared", lambda m: m["ours_shared.psnr_bg"], "higher", Bars(28.0, NO_BAR)),
+    Figure("psnr_bg_gain_shared", gain("ours_shared", "vanilla_shared", "psnr_bg"), "higher", Bars(5.0, 4.5)),
+    Figure("psnr_bg_gain_own", gain("ours_own", "vanilla_own", "psnr_bg"), "higher", Bars(5.0, 4.0)),
+    Figure("psnr_fg_gain_shared", gain("ours_shared", "vanilla_shared", "psnr_fg"), "higher", Bars(3.5, 3.0)),
+    Figure("psnr_fg_gain_own", gain("ours_own", "vanilla_own", "psnr_fg"), "higher", Bars(3.5, 2.5)),
+    Figure(
+        "hidden_share", share_of_way("ours_shared", "vanilla_shared", "hidden"), "higher", Bars(0.6, 0.45)
+    ),
+    Figure("cells_share", share_of_way("ours_shared", "vanilla_shared", "cells"), "higher", Bars(0.75, 0.6)),
+    Figure(
+        "action_drop",
+        lambda m: -100 * gain("ours_shared", "vanilla_shared", "action")(m),
+        "lower",
+        Bars(2.0, 2.0),
+    ),
+    Figure("lost", lambda m: m["ours_shared.lost"] + m["ours_own.lost"], "lower", Bars(0.0, 0.0)),
+    Figure(
+        "fg_gain_over_bg_only", gain("ours_shared", "only_background", "psnr_fg"), "higher", Bars(2.5, 1.5)
+    ),
+    Figure(
+        "fg_gain_over_random_match", gain("ours_shared", "random_match", "psnr_fg"), "higher", Bars(3.0, 1.5)
+    ),
     Figure(
         "offpalette_ratio",
         lambda m: _ratio(m["ours_shared.off_palette"], m["vanilla_shared.off_palette"]) - 1,
         "lower",
-        0.10,
+        Bars(0.10, 0.10),
     ),
-    Figure("seconds_per_video", lambda m: m["vanilla.seconds"], "lower", 8.0),
+    Figure("seconds_per_video", lambda m: m["vanilla.seconds"], "lower", Bars(8.0, 8.0)),
 )
 
 

@@ -1,4 +1,4 @@
-"""Results on disk, group by group, so that an evaluation goes on where it was stopped."""
+"""Results on disk, piece by piece, so that a long measurement goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bachvid.errors import UsageError
 
 
 class Ledger:
-    """A file of JSON lines: the settings of an evaluation, then one line for every group that is done.
+    """A file of JSON lines: the settings of a measurement, then one line for every piece that is done.
 
     Several processes may add to one file: every line is one write to its end, and brings the line break
     before it, so that a line which a crash cut short stays alone and counts for nothing.
@@ -42,18 +42,18 @@ class Ledger:
         finally:
             draft.unlink()
 
-    def groups(self) -> dict[int, dict[str, float]]:
-        """What was measured of each group that is done, by its number; null is NaN."""
+    def done(self) -> dict[str, dict[str, float]]:
+        """What was measured of each piece that is done, by its name; null is NaN."""
         lines = self._lines()[1:]
         return {
-            line["group"]: {k: math.nan if v is None else v for k, v in line["measured"].items()}
+            line["of"]: {k: math.nan if v is None else v for k, v in line["measured"].items()}
             for line in lines
         }
 
-    def add(self, group: int, measured: Mapping[str, float]) -> None:
-        """Write down what was measured of a group."""
+    def add(self, of: str, measured: Mapping[str, float]) -> None:
+        """Write down what was measured of a piece."""
         values = {name: None if math.isnan(value) else value for name, value in measured.items()}
-        line = "\n" + json.dumps({"group": group, "measured": values}, allow_nan=False)
+        line = "\n" + json.dumps({"of": of, "measured": values}, allow_nan=False)
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
             os.write(file, line.encode())

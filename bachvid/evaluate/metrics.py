@@ -106,20 +106,28 @@ def token_uv(mask: Tensor, uv: Tensor, grid: Grid) -> Tensor:
     return torch.where(shown[:, None], boxes.nanmedian(dim=1).values, torch.nan)
 
 
-def match_errors(partner: Tensor, frame_uv: Tensor, identity_uv: Tensor, grid: Grid) -> Tensor:
-    """Squared distances, in tokens, between predicted and true partners, one for each token with a truth.
+def true_partners(frame_uv: Tensor, identity_uv: Tensor, grid: Grid) -> Tensor:
+    """The identity's token that shows the same place of the puppet as each token of a frame video.
 
-    `partner` (N,) holds an identity token for every token of the frame video; `frame_uv` and `identity_uv`
-    (N, 2) are their body coordinates, NaN off the puppet. A token has a truth when the identity shows its
-    place in any frame; since the puppet is there in every frame, the prediction is held against the nearest
-    token of the frame that it points into.
+    One in every latent frame, (N, T) int64; -1 where there is none.
+
+    `frame_uv` and `identity_uv` (N, 2) are body coordinates, NaN off the puppet. A token has partners when
+    the identity shows its place in any frame; then the nearest token counts in every frame with a puppet.
     """
     distance = torch.cdist(frame_uv, identity_uv).nan_to_num(nan=torch.inf)  # N N
-    asked = (distance.amin(dim=1) <= SAME_PLACE).nonzero()[:, 0]
-    per_frame = grid.height * grid.width
-    deep = partner[asked] // per_frame
-    in_frame = distance[asked].view(len(asked), grid.frames, per_frame)[torch.arange(len(asked)), deep]
-    truth = in_frame.argmin(dim=1)
-    visible = in_frame.amin(dim=1).isfinite()  # a frame without a puppet has no truth
+    nearest, place = distance.unflatten(1, (grid.frames, -1)).min(dim=2)  # N T
+    known = (nearest.amin(dim=1, keepdim=True) <= SAME_PLACE) & nearest.isfinite()
+    first = torch.arange(grid.frames) * grid.height * grid.width
+    return torch.where(known, place + first, -1)
+
+
+def match_errors(partner: Tensor, truth: Tensor, grid: Grid) -> Tensor:
+    """Squared distances, in tokens, between predicted and true partners, one for each token with a truth.
+
+    `partner` (N,) holds an identity token for every token of the frame video, `truth` (N, T) the true ones
+    (see `true_partners`); a prediction is held against that of the frame which it points into.
+    """
+    true = truth.gather(1, (partner // (grid.height * grid.width))[:, None])[:, 0]  # N
+    known = true >= 0
     places = grid.places()[:, 1:].double()
-    return (places[partner[asked]] - places[truth]).square().sum(dim=1)[visible]
+    return (places[partner[known]] - places[true[known]]).square().sum(dim=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from bachvid.evaluate.agreement import Watched, agreement, rightness
-from bachvid.evaluate.metrics import iou, match_errors, mean, token_uv
+from bachvid.evaluate.metrics import iou, match_errors, mean, token_uv, true_partners
 from bachvid.evaluate.studio import Studio, together
 from bachvid.method.denoiser import Denoiser, Prompt
 from bachvid.method.frame import FrameVideo
@@ -43,7 +43,7 @@ def measure_group(studio: Studio, seed: int, number: int, prompts: int) -> dict[
     clips = sample_group(rng, prompts)
     noise = rng.sample(range(2**31), prompts)
     denoiser, recipe = studio.denoiser(), studio.recipe
-    texts = [studio.prompt(Parts(*caption(clip))) for clip in clips]
+    texts = studio.prompts([Parts(*caption(clip)) for clip in clips])
     identity, *shared = [alone(studio, denoiser, text, noise[0]) for text in texts]
     own = [alone(studio, denoiser, *start) for start in zip(texts[1:], noise[1:], strict=True)]
 
@@ -109,8 +109,9 @@ def match_quality(
     for frame in frames:
         here = token_uv(frame.watched.reading.mask, frame.watched.reading.uv, grid)
         matches = FrameVideo(denoiser, studio.recipe, frame.seen, identity.seen).matches
-        errors = match_errors(matches.partner.cpu(), here, there, grid)
-        same_place = match_errors(torch.arange(grid.tokens), here, there, grid)
+        truth = true_partners(here, there, grid)
+        errors = match_errors(matches.partner.cpu(), truth, grid)
+        same_place = match_errors(torch.arange(grid.tokens), truth, grid)
         found["pck1"].append((errors <= 1).double().mean().item())
         found["mse"].append(errors.mean().item())
         found["mse_same_place"].append(same_place.mean().item())

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from bachvid.method.denoiser import Denoiser, Prompt
 from bachvid.method.frame import FrameVideo
 from bachvid.method.group import Group
+from bachvid.method.prompts import encode_prompts
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted, look_at, scout
-from bachvid.method.spans import Parts, find_spans
+from bachvid.method.spans import Parts
 from bachvid.models.checkpoint import Checkpoint
 from bachvid.models.grid import Grid
 from bachvid.models.parts import VAE, Model
@@ -39,12 +40,18 @@ class Studio:
     wide: Literal["predictions", "latents"]  # as in `Denoiser`
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, recipe: Recipe, device: torch.device | str) -> Studio:
-        """Load every part in float32."""
-        own, dtype = checkpoint.format, torch.float32
+    def open(
+        cls,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+    ) -> Studio:
+        """Load every part; the autoencoder in float32, the others in `dtype`."""
+        own = checkpoint.format
         return cls(
             model=checkpoint.transformer(dtype, device),
-            vae=checkpoint.vae(dtype, device),
+            vae=checkpoint.vae(torch.float32, device),
             encoder=checkpoint.text_encoder(dtype, device),
             sampler=read_sampler(checkpoint.scheduler, recipe.steps),
             recipe=recipe,
@@ -63,15 +70,9 @@ class Studio:
         scale = self.recipe.guidance
         return Denoiser(self.model, self.sampler, negative, self.shape, scale, wide=self.wide)
 
-    def prompt(self, parts: Parts) -> Prompt:
-        """An encoded prompt with its spans."""
-        first = self.recipe.character_first
-        text = parts.prompt(first)
-        offsets = self.encoder.tokenizer.encode(text).offsets
-        only = parts.places(parts.words(self.recipe.words), first)
-        spans = find_spans(offsets, parts.ranges(first), self.encoder.length - 1, only)
-        encoded = self.encoder.encode(text)
-        return Prompt(encoded, spans.to(encoded.device))
+    def prompts(self, videos: Sequence[Parts]) -> list[Prompt]:
+        """Encoded prompts with their spans."""
+        return encode_prompts(self.encoder, videos, self.recipe)
 
     def grid(self) -> Grid:
         """The tokens of a video."""
