@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bachvid {__version__}")
     commands = parser.add_subparsers(metavar="<command>", required=True, parser_class=Command)
     add(commands, "run", "make one group of videos", "bachvid.run")
+    add(commands, "calibrate", "find the layers and steps of a checkpoint", "bachvid.calibrate.command")
     add(commands, "evaluate", "measure what runs came to", "bachvid.evaluate.command")
 
     stage = add(commands, "stage", "the small world that the shipped weights know")

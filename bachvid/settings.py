@@ -115,7 +115,7 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         flag=_named_preset(args.preset),
         preset=own_recipe(folder, checkpoint.family, checkpoint.config.layers),
     )
-    device = first("device", flag=_device(args.device), default=best_device())
+    device = first("device", flag=usable_device(args.device), default=best_device())
     settings = Settings(
         recipe=_adjusted(recipe, args),
         scheduler=first(
@@ -190,7 +190,8 @@ def _scheduler(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
     return {**checkpoint.scheduler, **changes} if changes else None
 
 
-def _device(name: str | None) -> torch.device | None:
+def usable_device(name: str | None) -> torch.device | None:
+    """The device of this name; None for "auto", UsageError if it does not work here."""
     if name in (None, "auto"):
         return None
     try:

@@ -45,7 +45,9 @@ ARROWS = {
     "album": Arrows("folder pictures"),
     "stage": Arrows("models sampling method pictures errors"),
     "evaluate": Arrows("models sampling method pictures errors story stage"),
-    "calibrate": Arrows("models sampling method pictures errors story stage evaluate"),
+    "calibrate": Arrows(
+        "models sampling method pictures errors story settings console stage evaluate bachvid"
+    ),
     "run": Arrows(
         "models sampling method pictures evaluate errors story settings console folder album nouns"
     ),

@@ -421,13 +421,20 @@ def test_ranges_cut_the_prompt_into_its_parts(character_first: bool) -> None:
 # Recipes
 
 
+def test_a_tau_follows_its_noise_level_into_another_schedule() -> None:
+    recipe = replace(RECIPE, steps=4, tau_mask=1, tau_match=2, mask_level=749.0, match_level=None)
+    early = recipe.at([999, 990, 960, 900, 760, 400, 100, 10])  # the same noise comes late in this one
+    assert (early.tau_mask, early.tau_match) == (4, 4)
+    assert recipe.at([999, 749, 499, 249]) == recipe
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(1, 60), st.integers(1, 60))
 def test_a_recipe_for_another_schedule(data: st.DataObject, own: int, steps: int) -> None:
     taus = [data.draw(st.integers(0, own - 1)) for _ in range(4)]
     first, last = sorted(taus[2:])
     recipe = replace(RECIPE, steps=own, tau_mask=taus[0], tau_match=taus[1], inject_steps=(first, last))
-    scaled = recipe.at(steps)
+    scaled = recipe.at(range(steps, 0, -1))
     assert scaled.steps == steps
     assert scaled.inject_steps is not None
     pairs = zip(
@@ -437,7 +444,7 @@ def test_a_recipe_for_another_schedule(data: st.DataObject, own: int, steps: int
         assert 0 <= after < steps
         assert abs(after - before * steps / own) <= 0.5 or after == steps - 1
     assert scaled.inject_steps[0] <= scaled.inject_steps[1]
-    assert recipe.at(own) is recipe
+    assert recipe.at(range(own)) == recipe
     assert (
         replace(scaled, steps=own, tau_mask=taus[0], tau_match=taus[1], inject_steps=(first, last)) == recipe
     )

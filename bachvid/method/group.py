@@ -51,7 +51,7 @@ class Group:
         if keep_cache and recipe.branches == "both":
             raise ValueError("the cache holds the conditional branch only; use lockstep, or branches=cond")
         self.denoiser = denoiser
-        self.recipe = recipe.at(denoiser.steps)
+        self.recipe = recipe.at(denoiser.sampler.schedule.timesteps)
         self.starts = list(zip(prompts, seeds, strict=True))
         self.joins = identity is not None
         self.identity = identity

@@ -105,7 +105,7 @@ class Trajectory:
         """The identity as its own run left it; its features are read again from the stored latents."""
         steps = list(self.latents.to(denoiser.negative.device))
         take = Take(steps[-1], torch.Generator(), prompt=prompt, seed=self.seed)
-        recipe = self.recipe.at(denoiser.steps)
+        recipe = self.recipe.at(denoiser.sampler.schedule.timesteps)
         features = look_at(denoiser, recipe, prompt, steps[self.features_at], self.features_at).features()
         mask = self.mask.to(denoiser.negative.device)
         return Scouted(take, denoiser.steps, steps, mask, self.believed, features, self.features_at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -40,6 +40,8 @@ class Recipe:
     character_first: bool = False  # "character background action" (appendix C)
     words: Literal["all", "nouns"] = "all"  # of a part, that its span holds (appendix B.1: nouns for Wan)
     guidance: float = 6.0  # the scale that the numbers above were found with
+    mask_level: float | None = None  # the noise at tau_mask, as the timestep that the model is told there
+    match_level: float | None = None  # and at tau_match
     least_share: float = 0.005  # masks with less foreground, or more than the next, are not believed
     most_share: float = 0.95
 
@@ -55,20 +57,25 @@ class Recipe:
     def kv_sites(self) -> tuple[Site, ...]:
         return tuple(Site(self.token_kind, layer) for layer in self.kv_layers)
 
-    def at(self, steps: int) -> Recipe:
-        """The same recipe for a schedule of another length, its step numbers scaled along."""
-        if steps == self.steps:
-            return self
+    def at(self, timesteps: Sequence[float]) -> Recipe:
+        """The same recipe for another schedule, given what the model is told at its steps.
 
-        def scaled(step: int) -> int:
-            return min(round(step * steps / self.steps), steps - 1)
+        A tau with a known noise level moves to the step nearest to that; other step numbers keep their share
+        of the way.
+        """
+        steps = len(timesteps)
+
+        def scaled(step: int, level: float | None = None) -> int:
+            if level is None:
+                return min(round(step * steps / self.steps), steps - 1)
+            return min(range(steps), key=lambda n: abs(timesteps[n] - level))
 
         window = self.inject_steps and (scaled(self.inject_steps[0]), scaled(self.inject_steps[1]))
         return replace(
             self,
             steps=steps,
-            tau_mask=scaled(self.tau_mask),
-            tau_match=scaled(self.tau_match),
+            tau_mask=scaled(self.tau_mask, self.mask_level),
+            tau_match=scaled(self.tau_match, self.match_level),
             inject_steps=window,
         )
 

@@ -84,6 +84,10 @@ class CogVideoXCheckpoint(Checkpoint):
         )
 
     @property
+    def text_length(self) -> int:
+        return self.config.text_length
+
+    @property
     def trained_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.config.rotary else torch.float16
 
@@ -94,6 +98,10 @@ class CogVideoXCheckpoint(Checkpoint):
 
     def shown(self, latents: Tensor, frames: int) -> Tensor:
         return latents[:, latents.shape[1] - self._deep(frames) :]  # 1.5 fills its patches in front
+
+    def outline(self) -> CogVideoX:
+        with torch.device("meta"):
+            return CogVideoX(self.config)
 
     def transformer(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -108,7 +116,7 @@ class CogVideoXCheckpoint(Checkpoint):
     def text_encoder(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> TextEncoder:
-        return TextEncoder.from_folder(self.text_path, self.config.text_length, dtype, device)
+        return TextEncoder.from_folder(self.text_path, self.text_length, dtype, device)
 
     def _deep(self, frames: int) -> int:
         return (frames - 1) // self.config.temporal_compression + 1

@@ -108,6 +108,11 @@ class Checkpoint(ABC):
 
     @property
     @abstractmethod
+    def text_length(self) -> int:
+        """The tokens of every encoded prompt, padding included."""
+
+    @property
+    @abstractmethod
     def trained_dtype(self) -> torch.dtype:
         """What its weights were trained in, best where there is no reason for another."""
 
@@ -118,6 +123,10 @@ class Checkpoint(ABC):
     @abstractmethod
     def shown(self, latents: Tensor, frames: int) -> Tensor:
         """The latents that become `frames` frames, without what only fills a patch."""
+
+    @abstractmethod
+    def outline(self) -> Model:
+        """The denoiser on the meta device: names, shapes and sites, but no weights."""
 
     @abstractmethod
     def transformer(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:

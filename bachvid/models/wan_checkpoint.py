@@ -83,6 +83,13 @@ class WanCheckpoint(Checkpoint):
         )
 
     @property
+    def text_length(self) -> int:
+        if self.layout == "original":
+            return LONGEST_TEXT
+        values = read_json(self.text_path / "tokenizer" / "tokenizer_config.json")
+        return min(int(values.get("model_max_length", LONGEST_TEXT)), LONGEST_TEXT)
+
+    @property
     def trained_dtype(self) -> torch.dtype:
         return torch.bfloat16
 
@@ -92,6 +99,10 @@ class WanCheckpoint(Checkpoint):
 
     def shown(self, latents: Tensor, frames: int) -> Tensor:
         return latents
+
+    def outline(self) -> Wan:
+        with torch.device("meta"):
+            return Wan(self.config)
 
     def transformer(
         self,
@@ -114,7 +125,5 @@ class WanCheckpoint(Checkpoint):
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> TextEncoder:
         if self.layout == "original":
-            return load_text(self.text_path, LONGEST_TEXT, dtype, device)
-        values = read_json(self.text_path / "tokenizer" / "tokenizer_config.json")
-        length = min(int(values.get("model_max_length", LONGEST_TEXT)), LONGEST_TEXT)
-        return WanTextEncoder.from_folder(self.text_path, length, dtype, device)
+            return load_text(self.text_path, self.text_length, dtype, device)
+        return WanTextEncoder.from_folder(self.text_path, self.text_length, dtype, device)

@@ -52,7 +52,8 @@ class DiTRecipe:
     rate: float = 2e-3
     images_only: float = 0.65  # share of the budget before the first batch of clips
     image_share: float = 0.4  # of the batches after that
-    focus: float = 4.0  # how much more an error in the puppet weighs, while only images are seen
+    focus: float = 4.0  # how much more an error in the puppet weighs
+    settled: float = 0.6  # share of the noise below which it does: above, nobody knows yet where it will be
     caption_dropout: float = 0.1
     pace: Pace = PACE
 
@@ -154,8 +155,9 @@ class DiTTask:
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         noisy, t, answer = self.family.lesson(latents, noise, share.to(self.device))  # times spread evenly
         error = (self.predict(noisy, t, text) - answer).square()
-        focus = self.recipe.focus if progress < self.recipe.images_only else 1.0
-        return (error * (1 + (focus - 1) * mask)).mean(), {kind: error.mean().item()}
+        settled = (share < self.recipe.settled).to(mask).view(-1, *[1] * (mask.ndim - 1))
+        weight = 1 + (self.recipe.focus - 1) * settled * mask
+        return (error * weight).mean(), {kind: error.mean().item()}
 
     def inspect(self, model: Any) -> dict[str, Any]:
         """Loss on held-out clips in four ranges of noise, and how attention to words finds the puppet."""

@@ -1,0 +1,204 @@
+"""The three analyses of one checkpoint, piece by piece on disk, so that a stopped one goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bachvid.calibrate.observe import Observed, fused_partners, observe
+from bachvid.calibrate.profile import Array, MatchScores, fused_ious, match_scores
+from bachvid.calibrate.select import Layers
+from bachvid.calibrate.truth import Judge, Truth, seen_tokens
+from bachvid.calibrate.vital import change, made_without
+from bachvid.evaluate.ledger import Ledger
+from bachvid.evaluate.studio import Studio, together
+from bachvid.method.denoiser import Prompt
+from bachvid.method.recipe import Recipe
+from bachvid.method.scout import Scouted, believable, look_at
+from bachvid.method.spans import Parts
+from bachvid.pictures.files import write_video
+from bachvid.pictures.frames import Frames
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What was seen of one group's vanilla videos, and what is true of them, in tokens."""
+
+    observed: Observed
+    masks: Tensor  # V N bool
+    partners: Tensor  # V-1 N T int64: see `Truth.partners`
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Observes groups of videos and judges them; every piece is written to `folder` as soon as it is made."""
+
+    studio: Studio
+    truth: Truth
+    judge: Judge
+    stories: Sequence[Sequence[Parts]]  # the videos of every group, the identity first
+    seed: int
+    folder: Path
+    ledger: Ledger  # of the scores without a layer
+    fps: int
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.studio.parts.parameters()).device
+
+    def seeds(self, group: int) -> list[int]:
+        """The noise of a group's videos: one for all, unless the recipe gives each its own."""
+        videos = len(self.stories[group])
+        first = self.seed + group * videos
+        return [first + (0 if self.studio.recipe.shared_noise else n) for n in range(videos)]
+
+    def prompts(self, group: int) -> list[Prompt]:
+        return self.studio.prompts(self.stories[group])
+
+    def observe(self) -> Iterator[int]:
+        """Sees every group that was not seen yet and writes its videos to look at, yielding its number."""
+        for number in range(len(self.stories)):
+            if not (path := self._path("groups", number)).exists():
+                found = observe(
+                    self.studio.denoiser(), self.studio.recipe, self.prompts(number), self.seeds(number)
+                )
+                for n, latents in enumerate(found.trajectory[:, -1:]):
+                    file = self.folder / "videos" / f"{number:03}-{n}.mp4"
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_video(file, self.studio.develop(latents.to(self.device)), self.fps)
+                write(path, save({name: tensor.contiguous() for name, tensor in vars(found).items()}))
+            yield number
+
+    def learn(self) -> Iterator[int]:
+        """Asks what is true of every group's videos, yielding its number."""
+        grid = self.studio.grid()
+        for number, story in enumerate(self.stories):
+            if not (path := self._path("truth", number)).exists():
+                seen = [
+                    self.truth.see(f"{number:03}-{n}", self.video(number, n), parts)
+                    for n, parts in enumerate(story)
+                ]
+                masks = torch.stack([seen_tokens(each, grid) for each in seen])
+                partners = torch.stack([self.truth.partners(frame, seen[0], grid) for frame in seen[1:]])
+                write(path, save({"masks": masks, "partners": partners.contiguous()}))
+            yield number
+
+    def groups(self) -> Iterator[Group]:
+        """All groups, one after another from disk."""
+        for number in range(len(self.stories)):
+            seen, true = (load_file(self._path(kind, number)) for kind in ("groups", "truth"))
+            yield Group(Observed(**seen), **true)
+
+    def fused_ious(self, layers: Layers) -> Array:
+        """IoU (V, S) of the masks that these layers make together, of all videos."""
+        return np.concatenate(
+            [fused_ious(group.observed.scores, group.masks, layers) for group in self.groups()]
+        )
+
+    def fuse(self, layers: Layers) -> Iterator[MatchScores]:
+        """Scores (V-1, S) of the partners that these match layers find together, group by group."""
+        for number, group in enumerate(self.groups()):
+            partner = self.fused_partners(number, layers, group)
+            yield match_scores(partner, group.partners, self.studio.grid())
+
+    def fused_partners(self, number: int, layers: Layers, group: Group | None = None) -> Tensor:
+        """The partners (V-1, S, N) that these match layers find together in a group; found once."""
+        path = self._path("fused-" + "-".join(map(str, layers)), number)
+        if not path.exists():
+            assert group is not None, "groups are fused before their pictures are made"
+            recipe = replace(self.studio.recipe, match_layers=layers, mask_layers=layers[:1])
+            given = self.studio.denoiser(), recipe, self.prompts(number), group.observed.trajectory
+            write(path, save({"partner": fused_partners(*given).contiguous()}))
+        return load_file(path)["partner"]
+
+    def leave_out(self, videos: int) -> Iterator[tuple[int, int]]:
+        """Scores the first `videos` identity videos without each layer, yielding group and layer."""
+        done = self.ledger.done()
+        for number in range(videos):
+            full = None
+            for layer in range(len(self.studio.model.blocks) + 1):  # 0: nothing is left out
+                if f"{number}/{layer}" not in done:
+                    full = self.video(number, 0) if full is None else full
+                    self.ledger.add(f"{number}/{layer}", self._scored(number, layer, full))
+                yield number, layer
+
+    def videos_without(self, number: int) -> dict[int, Frames]:
+        """The identity video of a group without each layer, by layer."""
+        layers = range(1, len(self.studio.model.blocks) + 1)
+        paths = {layer: self._path(f"without-{layer}", number) for layer in layers}
+        latents = {layer: load_file(path)["latents"] for layer, path in paths.items()}
+        return {layer: self.studio.develop(each.to(self.device)) for layer, each in latents.items()}
+
+    def without(self, score: str, videos: int) -> Array:
+        """A score of every video, whole and without each layer, (videos, L + 1)."""
+        done, layers = self.ledger.done(), range(len(self.studio.model.blocks) + 1)
+        return np.array([[done[f"{n}/{layer}"][score] for layer in layers] for n in range(videos)])
+
+    def change(self, recipe: Recipe, group: int) -> float:
+        """How far the recipe moves the frame videos of a group from their vanilla twins; measured once."""
+        taus = f"{recipe.tau_mask} {recipe.tau_match}"
+        layers = (
+            " ".join(map(str, each)) for each in (recipe.mask_layers, recipe.match_layers, recipe.kv_layers)
+        )
+        name = f"{group}/lent by {'; '.join((*layers, taus))}"
+        if name not in (done := self.ledger.done()):
+            trajectory = load_file(self._path("groups", group))["trajectory"].to(self.device)
+            denoiser = self.studio.denoiser()
+            rows = zip(self.prompts(group), self.seeds(group), trajectory, strict=True)
+            seen = [self._scouted(recipe, prompt, seed, list(row[:, None])) for prompt, seed, row in rows]
+            made = together(denoiser, recipe, seen[0], seen[1:])
+            moved = change([frame.take.latents for frame in made], [row[-1:] for row in trajectory[1:]])
+            done[name] = {"change": sum(moved) / len(moved)}
+            self.ledger.add(name, done[name])
+        return done[name]["change"]
+
+    def video(self, group: int, number: int) -> Frames:
+        """The pixels of a vanilla video."""
+        final = load_file(self._path("groups", group))["trajectory"][number, -1:]
+        return self.studio.develop(final.to(self.device))
+
+    def _scored(self, number: int, layer: int, full: Frames) -> dict[str, float]:
+        started = time.perf_counter()
+        frames = full
+        if layer:
+            latents = made_without(self.studio, self.prompts(number)[0], self.seeds(number)[0], layer)
+            write(self._path(f"without-{layer}", number), save({"latents": latents.cpu().contiguous()}))
+            frames = self.studio.develop(latents)
+        scores = {"quality": self.judge.quality(frames), "likeness": self.judge.likeness(full, frames)}
+        return {**scores, "seconds": time.perf_counter() - started}
+
+    def _scouted(self, recipe: Recipe, prompt: Prompt, seed: int, trajectory: list[Tensor]) -> Scouted:
+        """What a pre-run with this recipe sees of a video that is known to its end."""
+        denoiser = self.studio.denoiser()
+        at_mask, at_match = (
+            look_at(denoiser, recipe, prompt, trajectory[tau], tau)
+            for tau in (recipe.tau_mask, recipe.tau_match)
+        )
+        mask, tau = at_mask.mask(), max(recipe.tau_mask, recipe.tau_match)
+        return Scouted(
+            take=denoiser.start(prompt, seed),
+            tau=tau,
+            trajectory=trajectory,
+            mask=mask,
+            believed=believable(mask, recipe),
+            features=at_match.features(),
+            features_at=recipe.tau_match,
+        )
+
+    def _path(self, kind: str, number: int) -> Path:
+        return self.folder / kind / f"{number:03}.safetensors"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(data)
+    part.replace(path)

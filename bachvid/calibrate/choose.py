@@ -1,0 +1,235 @@
+"""The three choices, each with the numbers it stands on (what Figures 2, 3, 9-12 of the paper show)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bachvid.calibrate import select
+from bachvid.calibrate.analysis import Analysis
+from bachvid.calibrate.profile import (
+    Array,
+    MatchScores,
+    mask_ious,
+    match_scores,
+    random_mse,
+    same_place_scores,
+)
+from bachvid.calibrate.select import Layers, Selection, mean
+from bachvid.errors import UsageError
+from bachvid.models.grid import Grid
+
+MOST_LAYERS = 15  # the paper's share of CogVideoX-5B, for masks and for matches
+CLOSE = 0.1  # a choice this near to a trivial baseline is worth a warning
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """How well single layers did on all videos V and pairs P, and what the steps mean."""
+
+    iou: Array  # V S L
+    matches: MatchScores  # each P S L
+    still: MatchScores  # of no movement at all, each P
+    share: float  # of tokens that show the character, which is the IoU of a mask of everything
+    grid: Grid
+    timesteps: Sequence[float]
+    seed: int
+    fused_ious: Callable[[Layers], Array]  # V S, of the masks that some layers make together
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> Evidence:
+        """What an analysis has observed; one group is in memory at a time."""
+        grid = analysis.studio.grid()
+        ious, matches, still, shares = [], [], [], []
+        for group in analysis.groups():
+            ious.append(mask_ious(group.observed.scores, group.masks))
+            matches.append(match_scores(group.observed.partner, group.partners, grid))
+            still.append(same_place_scores(group.partners, grid))
+            shares += [mask.float().mean().item() for mask in group.masks if mask.any()]
+        if not shares or np.isnan(np.concatenate([each.mse for each in still])).all():
+            raise UsageError(
+                f"No character is found in the videos of {analysis.folder / 'videos'}, or no place of one is "
+                "found again. Look at them: does the model show what the stories say?"
+            )
+        timesteps = analysis.studio.sampler.schedule.timesteps
+        together = MatchScores.joined(matches), MatchScores.joined(still)
+        share = sum(shares) / len(shares)
+        seed, fused = analysis.seed, analysis.fused_ious
+        return cls(np.concatenate(ious), *together, share, grid, timesteps, seed, fused)
+
+    def of_layers(self, better: str, values: Array, window: tuple[int, int]) -> dict[str, Any]:
+        """The part of a figure that shows single layers, for values (V, S, L) and the steps averaged over."""
+        shown = values[:, window[0] : window[1] + 1]
+        draws = select.resamples(len(values), self.seed)
+        profiles = np.array([mean(shown[draw], (0, 1)) for draw in draws])
+        low, high = np.percentile(profiles, (2.5, 97.5), axis=0)
+        return {
+            "better": better,
+            "layers": list(range(1, values.shape[-1] + 1)),
+            "steps": list(range(values.shape[1])),
+            "timesteps": [float(t) for t in self.timesteps],
+            "values": mean(values, 0).tolist(),
+            "by_step": mean(values, (0, 2)).tolist(),
+            "by_layer": mean(shown, (0, 1)).tolist(),
+            "by_layer_interval": np.stack([low, high], axis=1).tolist(),
+            "window": list(window),
+        }
+
+
+def choose_masks(
+    evidence: Evidence, ratio: float = 0.7, most: int = MOST_LAYERS
+) -> tuple[Selection, dict[str, Any]]:
+    """The mask layers and tau (Section 3.2, appendix B.1), and what Figure 2 shows of them."""
+    iou, share = evidence.iou, evidence.share
+    pick = partial(select.mask_layers, floor=share, ratio=ratio, most=most)
+    layers = pick(iou)
+    warnings = []
+    if not layers:
+        layers = (int(np.nanargmax(mean(iou, (0, 1)))) + 1,)
+        warnings.append("No layer's mask is better than a mask of everything: do not trust this choice.")
+    fused = evidence.fused_ious(layers)  # V S
+    curve = mean(fused, 0)
+    tau = select.first_high(curve)
+    if np.nanmax(curve) < share + CLOSE:
+        warnings.append(f"The masks beat a mask of everything by {np.nanmax(curve) - share:.2f} only.")
+    figure = {
+        "title": "Foreground masks",
+        "what": "IoU",
+        **evidence.of_layers("higher", iou, (0, iou.shape[1] - 1)),
+        "chosen": list(layers),
+        "subset_mean": mean(iou[..., [n - 1 for n in layers]], (0, 2)).tolist(),
+        "fused": curve.tolist(),
+        "tau": tau,
+        "baselines": {"all foreground": share, "coin": share / (1 + share)},
+    }
+    return Selection(
+        rule="layers within a share of the best mean IoU; first step near the best fused IoU",
+        parameters={"ratio": ratio, "most": most, "share_of_maximum": 0.95},
+        layers=layers,
+        tau=tau,
+        timestep=float(evidence.timesteps[tau]),
+        bootstrap=select.stability(pick, iou, evidence.seed),
+        tau_interval=select.tau_interval(select.first_high, fused, evidence.seed),
+        warnings=tuple(warnings),
+    ), figure
+
+
+def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, Any]]:
+    """The match layers, without tau, which needs them all together; and what Figure 3 shows of each."""
+    found, ceiling = evidence.matches, float(np.nanmean(evidence.still.mse))
+    window = select.calm_window(found.mse)
+    pick = partial(select.match_layers, ceiling=ceiling, count=count, window=window)
+    layers = pick(found.mse)
+    warnings = []
+    if not layers:
+        layers = (int(np.nanargmin(mean(found.mse, (0, 1)))) + 1,)
+        warnings.append("No layer's matches are better than no movement at all: do not trust this choice.")
+    pck = evidence.of_layers("higher", found.pck1, window)
+    figure = {
+        "title": "Matches",
+        "what": "MSE (tokens^2)",
+        **evidence.of_layers("lower", found.mse, window),
+        "chosen": list(layers),
+        "subset_mean": mean(found.mse[..., [n - 1 for n in layers]], (0, 2)).tolist(),
+        "baselines": {"random": random_mse(evidence.grid), "same place": ceiling},
+        "pck": {
+            **{name: pck[name] for name in ("values", "by_step", "by_layer")},
+            "baselines": {"same place": float(np.nanmean(evidence.still.pck1))},
+        },
+    }
+    return Selection(
+        rule="layers of the lowest mean error; first step near the lowest fused error",
+        parameters={"count": count, "first_step": window[0], "last_step": window[1], "factor": 1.05},
+        layers=layers,
+        bootstrap=select.stability(pick, found.mse, evidence.seed),
+        warnings=tuple(warnings),
+    ), figure
+
+
+def settle_matches(
+    evidence: Evidence, ranked: Selection, figure: dict[str, Any], scores: MatchScores
+) -> tuple[Selection, dict[str, Any]]:
+    """The match layers with their tau, for the scores (P, S) of all chosen layers together."""
+    curve = mean(scores.mse, 0)
+    tau = select.first_low(curve)
+    still, warnings = figure["baselines"]["same place"], list(ranked.warnings)
+    if np.nanmin(curve) > (1 - CLOSE) * still:
+        warnings.append("The matches are hardly better than no movement at all: position drives them.")
+    more = {
+        "fused": curve.tolist(),
+        "tau": tau,
+        "pck": {**figure["pck"], "fused": mean(scores.pck1, 0).tolist()},
+    }
+    settled = Selection(
+        **{
+            **vars(ranked),
+            "tau": tau,
+            "timestep": float(evidence.timesteps[tau]),
+            "tau_interval": select.tau_interval(select.first_low, scores.mse, evidence.seed),
+            "warnings": tuple(warnings),
+        }
+    )
+    return settled, {**figure, **more}
+
+
+VITAL_RULES = {
+    "outliers": "layers whose loss costs clearly more quality than that of others",
+    "top": "the layers whose loss costs most quality",
+    "all": "all layers",
+}
+
+
+def choose_vital(
+    quality: Array, likeness: Array, about: str, rule: str, count: int, seed: int
+) -> tuple[Selection, dict[str, Any]]:
+    """The vital layers (Eq. 9), and what Figures 9 and 12 show of them beside those of Eq. 15.
+
+    Scores (P, L + 1) of videos whole and without each layer. `rule` is one of VITAL_RULES; `count` layers are
+    taken by "top", and where none stands out. `about` names who gave the scores.
+    """
+    drops = {name: scores[:, :1] - scores[:, 1:] for name, scores in (("q", quality), ("l", likeness))}
+    layers, warnings = _vital(drops["q"], rule, count, seed), []
+    if not layers:
+        layers = _vital(drops["q"], "top", count, seed)
+        warnings.append(f"No layer stands out; the {count} whose loss costs most quality are taken.")
+    alike = _vital(drops["l"], "outliers", count, seed) or _vital(drops["l"], "top", count, seed)
+    costs = mean(drops["q"], 0)
+    numbers = list(range(1, quality.shape[1]))
+    figure = {
+        "layers": numbers,
+        "quality": {"about": about, **_scores(quality, seed), "chosen": list(layers)},
+        "likeness": {"about": about, **_scores(likeness, seed), "chosen": list(alike)},
+        "overlap": select.overlap(layers, alike),
+        "content_only": [n for n in alike if costs[n - 1] <= np.median(costs)],
+    }
+    draws = [
+        _vital(drops["q"][draw], rule, count, seed) for draw in select.resamples(len(quality), seed)[:100]
+    ]
+    return Selection(
+        rule=VITAL_RULES[rule],
+        parameters={"count": count, "deviations": 3.0, "p": 0.01},
+        layers=layers,
+        bootstrap={n: sum(n in draw for draw in draws) / len(draws) for n in numbers},
+        warnings=tuple(warnings),
+    ), figure
+
+
+def _vital(drops: Array, rule: str, count: int, seed: int) -> Layers:
+    """The layers that a rule picks by what is lost without them, (P, L)."""
+    if rule == "all":
+        return select.ordered(range(drops.shape[1]))
+    if rule == "top":
+        return select.ordered(np.argsort(-mean(drops, 0), kind="stable")[:count])
+    return select.outliers(drops, seed=seed)
+
+
+def _scores(scores: Array, seed: int) -> dict[str, Any]:
+    """Mean scores (P, L + 1), the whole video's first, with 95 % intervals of those without a layer."""
+    whole, *without = mean(scores, 0).tolist()
+    draws = np.array([mean(scores[draw, 1:], 0) for draw in select.resamples(len(scores), seed)])
+    low, high = np.percentile(draws, (2.5, 97.5), axis=0)
+    return {"full": whole, "without": without, "interval": np.stack([low, high], axis=1).tolist()}

@@ -1,0 +1,143 @@
+"""`bachvid calibrate`: which layers and steps of a checkpoint the method should use; writes its preset.
+
+Everything is kept piece by piece in --out, so that a calibration which was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from bachvid.calibrate.analysis import Analysis
+from bachvid.calibrate.choose import MOST_LAYERS, VITAL_RULES
+from bachvid.calibrate.estimate import estimate
+from bachvid.calibrate.procedure import CHECKED, Rules, calibrate
+from bachvid.calibrate.provide import add_arguments as add_truth
+from bachvid.calibrate.provide import find_truth
+from bachvid.calibrate.record import write_record
+from bachvid.calibrate.truth import Judge, Truth
+from bachvid.console import Console
+from bachvid.errors import UsageError
+from bachvid.evaluate.ledger import Ledger
+from bachvid.evaluate.studio import Studio
+from bachvid.method.identity import fingerprint
+from bachvid.method.recipe import own_recipe
+from bachvid.method.spans import Parts
+from bachvid.models.checkpoint import open_checkpoint
+from bachvid.sampling.sampler import read_sampler
+from bachvid.settings import DTYPES, best_device, best_dtype, usable_device
+from bachvid.stage.captions import caption
+from bachvid.stage.world import sample_group
+from bachvid.story import find_model, read_stories
+
+TFLOPS = 400.0  # about what an H100 makes of a large video transformer in bf16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of a calibration."""
+    flag = parser.add_argument
+    flag("model", metavar="NAME|FOLDER")
+    flag("--out", type=Path, metavar="FOLDER", help="of the analysis: calibrations/NAME")
+    flag(
+        "--preset",
+        type=Path,
+        metavar="FILE",
+        help="where to write the recipe: preset.json beside the weights",
+    )
+    flag(
+        "--stories",
+        type=Path,
+        metavar="FILE",
+        help="background#character#action lines; shipped models invent some",
+    )
+    flag("--groups", type=int, default=16, metavar="N", help="groups of videos: 16")
+    flag("--prompts", type=int, default=2, metavar="N", help="videos in an invented group: 2")
+    flag("--left-out", type=int, default=16, metavar="N", help="videos made without each layer: 16")
+    flag("--steps", type=int, metavar="N", help="denoising steps; the preset's")
+    flag("--seed", type=int, default=0, help="of the groups and their noise: 0")
+    flag("--ratio", type=float, default=0.7, help="of the best IoU, that mask layers reach: 0.7")
+    flag("--most-layers", type=int, default=MOST_LAYERS, metavar="N", help=f"for masks: {MOST_LAYERS}")
+    flag("--match-layers", type=int, metavar="N", help="how many; as many as mask layers")
+    flag(
+        "--vital", choices=VITAL_RULES, default="outliers", help="which layers lend keys and values: outliers"
+    )
+    flag("--vital-layers", type=int, metavar="N", help="for --vital top; the paper's share, 15 of 42")
+    add_truth(parser)
+    flag("--dtype", choices=DTYPES, help="of the denoiser")
+    flag("--device", help="cpu, cuda, cuda:1, mps; the fastest there is")
+    flag("--plan", action="store_true", help="only say what it will cost")
+    flag("--tflops", type=float, default=TFLOPS, help=f"that the device makes, for the plan: {TFLOPS:g}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Say what it costs, observe, choose, check, and write down what was found."""
+    console, folder = Console(), find_model(args.model)
+    checkpoint, stories = open_checkpoint(folder), find_groups(args, folder)
+    recipe = own_recipe(folder, checkpoint.family, checkpoint.config.layers)
+    device = usable_device(args.device) or best_device()
+    dtype = DTYPES[args.dtype] if args.dtype else best_dtype(device, checkpoint)
+    recipe = recipe.at(read_sampler(checkpoint.scheduler, args.steps or recipe.steps).schedule.timesteps)
+    left_out = min(args.left_out, len(stories))
+    cost = estimate(checkpoint, recipe.steps, len(stories), len(stories[0]), left_out, CHECKED, dtype)
+    console.say(f"{folder.name}: {cost.sentence(args.tflops * 1e12)}")
+    if args.plan:
+        return 0
+    with console.stage("load"):
+        studio = Studio.open(checkpoint, recipe, device, dtype)
+        out = args.out or Path("calibrations") / folder.name
+        truth, judge = find_truth(args, is_of_stage(folder), device, console.say)
+        analysis = begin(studio, truth, judge, stories, args.seed, out, folder, checkpoint.format.fps)
+    rules = Rules(args.ratio, args.most_layers, args.match_layers, args.vital, args.vital_layers)
+    found = calibrate(analysis, console, rules, left_out)
+    with console.stage("pictures"):
+        page = write_record(analysis, found, args.preset or folder / "preset.json")
+    for name, selection in found.selections.items():
+        console.say(f"{name} {selection.sentence}")
+    console.say(console.summary())
+    console.say(f"Look at {page}")
+    return 0
+
+
+def begin(
+    studio: Studio,
+    truth: Truth,
+    judge: Judge,
+    stories: Sequence[Sequence[Parts]],
+    seed: int,
+    out: Path,
+    model: Path,
+    fps: int,
+) -> Analysis:
+    """The analysis in `out`, gone on with if it is of the same videos; UsageError if it is of others."""
+    recipe = studio.recipe
+    settings = {
+        "model": model.name,
+        "weights": fingerprint(studio.parts),
+        "seed": seed,
+        "videos": {name: getattr(recipe, name) for name in ("steps", "guidance", "words", "shared_noise")},
+        "truth": truth.about,
+        "judge": judge.about,
+        "stories": [[parts.prompt(recipe.character_first) for parts in story] for story in stories],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    return Analysis(studio, truth, judge, stories, seed, out, Ledger(out / "without.jsonl", settings), fps)
+
+
+def find_groups(args: argparse.Namespace, folder: Path) -> list[list[Parts]]:
+    """The videos of every group, from a file or, for a model trained on the stage, invented."""
+    if args.stories:
+        return [story.videos for story in read_stories(args.stories)][: args.groups]
+    if not is_of_stage(folder):
+        raise UsageError(
+            f"What shall {folder.name} show? Name a file of background#character#action lines: --stories."
+        )
+    rng = random.Random(f"calibrate {args.seed}")
+    groups = (sample_group(rng, args.prompts, held_out=False) for _ in range(args.groups))
+    return [[Parts(*caption(clip)) for clip in group] for group in groups]
+
+
+def is_of_stage(model: Path) -> bool:
+    """Whether a model was trained here, so that its videos can be read exactly."""
+    return (model / "training.json").is_file()

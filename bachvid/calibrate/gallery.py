@@ -1,0 +1,65 @@
+"""The pictures of an analysis, from its first group: what single layers see, what is lost without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from bachvid.calibrate.analysis import Analysis, Group
+from bachvid.calibrate.procedure import Found
+from bachvid.calibrate.select import Layers, Selection
+from bachvid.calibrate.sheets import mask_grid, match_grid, skip_sheet
+from bachvid.method.mask import foreground
+from bachvid.pictures.frames import Frames
+
+COLUMNS = 5  # steps shown
+
+
+def make_gallery(analysis: Analysis, found: Found) -> Mapping[str, Frames]:
+    """Figures 6, 7 and 8 of the first group, by the names of their files, as far as there is one to show."""
+    group = next(analysis.groups())
+    identity, frames = analysis.video(0, 0), analysis.video(0, 1)
+    grid = tuple(analysis.studio.grid())
+    true = [mask.view(grid) for mask in group.masks[:2]]
+    mask, match, kv = (found.selections[name] for name in ("mask", "match", "kv"))
+    pictures = {
+        "mask_grid": mask_grid(frames, true[1], mask_rows(group, mask, grid), steps_of(group, mask)),
+        "skip_sheet": skip_sheet(identity, analysis.videos_without(0), kv.layers),
+    }
+    if all(each.any() for each in true):
+        rows = match_rows(group, match, analysis.fused_partners(0, match.layers))
+        steps = steps_of(group, match)
+        pictures["match_grid"] = match_grid(identity, frames, *true, rows, steps, group.partners[0])
+    return pictures
+
+
+def mask_rows(group: Group, selection: Selection, grid: Sequence[int]) -> dict[str, Tensor]:
+    """Masks (steps, T, h, w) of the frame video by some single layers, by all, and by the chosen ones."""
+    scores = group.observed.scores[1, steps_of(group, selection)].float()  # S L 2 N
+    rows = {f"layer {n}": scores[:, n - 1] for n in single_layers(selection, scores.shape[1])}
+    rows["all layers"] = scores.sum(1)
+    rows["chosen"] = scores[:, [n - 1 for n in selection.layers]].sum(1)
+    return {name: foreground(row.movedim(1, 0)).view(-1, *grid) for name, row in rows.items()}
+
+
+def match_rows(group: Group, selection: Selection, fused: Tensor) -> dict[str, Tensor]:
+    """Partners (steps, N) of the first frame video by some single layers, and by the chosen (1, S, N)."""
+    steps, partner = steps_of(group, selection), group.observed.partner[0]
+    layers = single_layers(selection, partner.shape[1])
+    rows = {f"layer {n}": partner[steps, n - 1].long() for n in layers}
+    return {**rows, "chosen": fused[0, steps].long()}
+
+
+def steps_of(group: Group, selection: Selection) -> list[int]:
+    """Steps at equal distances, tau among them."""
+    last = group.observed.scores.shape[1] - 1
+    even = {round(n) for n in np.linspace(0, last, COLUMNS - 1)}
+    return sorted(even | {selection.tau or 0})
+
+
+def single_layers(selection: Selection, layers: int) -> Layers:
+    """The first layer, the last, and between them one that was chosen."""
+    middle = selection.layers[len(selection.layers) // 2]
+    return tuple(sorted({1, middle, layers}))

@@ -1,0 +1,70 @@
+"""What a calibration leaves behind: the preset, the choice with its numbers, figures, and a page."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from bachvid import __version__
+from bachvid.calibrate.analysis import Analysis, write
+from bachvid.calibrate.gallery import make_gallery
+from bachvid.calibrate.page import write_page
+from bachvid.calibrate.plots import draw
+from bachvid.calibrate.procedure import Found
+from bachvid.errors import UsageError
+from bachvid.pictures.files import write_image
+
+
+def write_record(analysis: Analysis, found: Found, preset: Path) -> Path:
+    """Writes the preset and everything behind it; the page that shows it all.
+
+    Plots are drawn if matplotlib is there; without it the page has tables.
+    """
+    folder = analysis.folder
+    for name, figure in found.figures.items():
+        write_json(folder / "figures" / f"{name}.json", figure)
+    write_json(folder / "selection.json", {name: each.to_dict() for name, each in found.selections.items()})
+    write_json(folder / "run.json", about(analysis))
+    for path in (folder / "preset.json", preset):
+        write_json(path, found.recipe.to_dict())
+    for name, picture in make_gallery(analysis, found).items():
+        write_image(folder / "figures" / f"{name}.png", picture)
+    with suppress(UsageError):  # no matplotlib
+        draw(folder)
+    return write_page(folder)
+
+
+def about(analysis: Analysis) -> dict[str, Any]:
+    """What was analysed, and with what."""
+    grid, schedule = analysis.studio.grid(), analysis.studio.sampler.schedule
+    return {
+        **analysis.ledger.settings,
+        "grid": list(grid),
+        "layers": len(analysis.studio.model.blocks),
+        "timesteps": [float(t) for t in schedule.timesteps],
+        "device": str(analysis.device),
+        "versions": {
+            "bachvid": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values; what is not a number becomes null."""
+    write(path, (json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def plain(values: Any) -> Any:
+    """Values that JSON has words for."""
+    if isinstance(values, dict):
+        return {key: plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain(value) for value in values]
+    return None if isinstance(values, float) and values != values else values

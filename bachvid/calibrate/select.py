@@ -1,0 +1,156 @@
+"""From profiles to a choice: which layers, which step, and how sure (Section 3.2-3.4, appendix B)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bachvid.calibrate.profile import Array
+
+RESAMPLES = 500
+SURE = (0.2, 0.8)  # a layer that resamples pick less or more often than this is no borderline case
+Layers = tuple[int, ...]  # counted from 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One set of layers, the step to read them at, and what resampling the videos says of both."""
+
+    rule: str
+    parameters: dict[str, float]
+    layers: Layers
+    tau: int | None = None
+    timestep: float | None = None  # the noise level at tau, as the model is told it
+    bootstrap: dict[int, float] = field(default_factory=dict)  # layer -> share of resamples that pick it
+    tau_interval: tuple[int, int] | None = None  # 90 %
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def borderline(self) -> Layers:
+        """Layers that another draw of videos may well pick or drop."""
+        return tuple(layer for layer, share in self.bootstrap.items() if SURE[0] <= share <= SURE[1])
+
+    @property
+    def sentence(self) -> str:
+        """The choice for people, with its warnings."""
+        layers = " ".join(map(str, self.layers))
+        step = "" if self.tau is None else f", read at step {self.tau}"
+        unsure = f" (borderline: {' '.join(map(str, self.borderline))})" if self.borderline else ""
+        return "\n  ".join([f"layers {layers}{step}{unsure}", *self.warnings])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for `selection.json`, with the layers from 1 and from 0."""
+        values = {**vars(self), "layers_0based": [layer - 1 for layer in self.layers]}
+        return {
+            **values,
+            "borderline": self.borderline,
+            "bootstrap": {str(k): v for k, v in self.bootstrap.items()},
+        }
+
+
+def mask_layers(iou: Array, floor: float, ratio: float, most: int) -> Layers:
+    """The layers whose IoU, averaged over videos and steps, reaches `ratio` of the best; at most `most`.
+
+    `iou` (V, S, L). A layer no better than `floor`, what a mask of everything reaches, is never chosen.
+    """
+    profile = mean(iou, (0, 1))  # L
+    good = [n for n in np.argsort(-profile, kind="stable") if profile[n] >= ratio * np.nanmax(profile)]
+    return ordered(n for n in good[:most] if profile[n] > floor)
+
+
+def match_layers(mse: Array, ceiling: float, count: int, window: tuple[int, int]) -> Layers:
+    """The `count` layers of the lowest error, averaged over pairs and the steps of the window.
+
+    `mse` (P, S, L). A layer no better than `ceiling`, what no movement at all reaches, is never chosen.
+    """
+    profile = mean(mse[:, window[0] : window[1] + 1], (0, 1))  # L
+    best = np.argsort(profile, kind="stable")[:count]
+    return ordered(n for n in best if profile[n] < ceiling)
+
+
+def calm_window(mse: Array, factor: float = 1.5) -> tuple[int, int]:
+    """First and last step at which the best layer's error is within `factor` of its least (appendix B)."""
+    curves = mean(mse, 0)  # S L
+    best = curves[:, np.nanargmin(mean(curves, 0))]
+    calm = np.flatnonzero(best <= factor * np.nanmin(best))
+    return int(calm[0]), int(calm[-1])
+
+
+def first_high(curve: Array, share: float = 0.95) -> int:
+    """The first step at which a curve (S,) reaches `share` of its maximum."""
+    return int(np.flatnonzero(curve >= share * np.nanmax(curve))[0])
+
+
+def first_low(curve: Array, factor: float = 1.05) -> int:
+    """The first step at which a curve (S,) is within `factor` of its minimum."""
+    return int(np.flatnonzero(curve <= factor * np.nanmin(curve))[0])
+
+
+def outliers(drops: Array, deviations: float = 3.0, p: float = 0.01, seed: int = 0) -> Layers:
+    """The layers whose removal lowers a score clearly more than removing layers does (Eq. 9 or 15).
+
+    `drops` (P, L) is the full video's score less that of the video without the layer, prompt by prompt. A
+    layer counts if its mean drop is over `deviations` robust standard deviations of all, and no chance: `p`
+    by the signs, one-sided and Holm-adjusted.
+    """
+    means = mean(drops, 0)
+    spread = 1.4826 * np.nanmedian(np.abs(means - np.nanmedian(means)))
+    likely = holm(sign_flips(drops, seed)) < p
+    return ordered(np.flatnonzero((means > deviations * spread) & likely))
+
+
+def sign_flips(drops: Array, seed: int, draws: int = 10_000) -> Array:
+    """The chance (L,) that a mean this high comes from drops (P, L) whose signs are thrown by a coin."""
+    coins = np.random.default_rng(seed).choice((-1.0, 1.0), size=(draws, len(drops)))
+    thrown = coins @ np.nan_to_num(drops) / len(drops)  # draws L
+    return (1 + (thrown >= np.nan_to_num(drops).mean(0) - 1e-12).sum(0)) / (draws + 1)
+
+
+def holm(p: Array) -> Array:
+    """P-values (L,) adjusted by Holm's rule for being asked all at once."""
+    order = np.argsort(p)
+    steps = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty_like(p)
+    adjusted[order] = steps.clip(max=1)
+    return adjusted
+
+
+def stability(choose: Callable[[Array], Layers], values: Array, seed: int) -> dict[int, float]:
+    """How often each layer is chosen from resampled videos or pairs, the first axis of `values` (V, S, L)."""
+    picks = [choose(values[draw]) for draw in resamples(len(values), seed)]
+    return {
+        layer: sum(layer in pick for pick in picks) / RESAMPLES for layer in range(1, values.shape[-1] + 1)
+    }
+
+
+def tau_interval(find: Callable[[Array], int], curves: Array, seed: int) -> tuple[int, int]:
+    """The 90 % interval of the step that `find` sees in the mean of resampled curves (V, S)."""
+    steps = [find(mean(curves[draw], 0)) for draw in resamples(len(curves), seed)]
+    low, high = np.percentile(steps, (5, 95))
+    return round(low), round(high)
+
+
+def resamples(count: int, seed: int) -> np.ndarray:
+    """Draws (RESAMPLES, count) of indices with replacement."""
+    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+
+
+def mean(values: Array, axis: int | tuple[int, ...]) -> Array:
+    """The mean of what is not NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=axis) / known.sum(axis=axis)
+
+
+def ordered(indices: Any) -> Layers:
+    """Layers counted from 1 and in order, for indices from 0."""
+    return tuple(sorted(int(n) + 1 for n in indices))
+
+
+def overlap(first: Sequence[int], second: Sequence[int]) -> float:
+    """The Jaccard overlap of two sets of layers."""
+    either = {*first, *second}
+    return len({*first} & {*second}) / len(either) if either else 1.0

@@ -1,0 +1,92 @@
+"""What an analysis is held against: where the character is, which places agree, how good videos are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bachvid.evaluate.metrics import token_uv, true_partners
+from bachvid.method.spans import Parts
+from bachvid.models.grid import Grid
+from bachvid.pictures.frames import Frames
+from bachvid.stage.readers import Reading, read
+from bachvid.stage.watch import token_masks
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is true of one finished video."""
+
+    mask: Tensor  # F H W bool, where the character is; empty if none was found
+    clues: Any  # whatever its truth needs to find partners
+
+
+class Truth(Protocol):
+    """Says what is true of finished videos; `about` names its models, for the record."""
+
+    about: str
+
+    def see(self, name: str, frames: Frames, parts: Parts) -> Seen:
+        """What is true of the video of this name (F, H, W, 3), which was to show these parts."""
+
+    def partners(self, frame: Seen, identity: Seen, grid: Grid) -> Tensor:
+        """The identity's token that shows the same place of the character, for each token of a frame video.
+
+        One in every latent frame, (N, T) int64; -1 where there is none or nobody knows.
+        """
+
+
+class Judge(Protocol):
+    """Scores finished videos; more is better. `about` names its models, for the record."""
+
+    about: str
+
+    def quality(self, frames: Frames) -> float:
+        """How good a video looks, whatever it shows (Eq. 9)."""
+
+    def likeness(self, frames: Frames, other: Frames) -> float:
+        """How much of what one video shows the other shows too, at most 1 (Eq. 15)."""
+
+
+class StageTruth:
+    """Truth on the stage world, by its exact readers."""
+
+    about = "the stage's readers"
+
+    def see(self, name: str, frames: Frames, parts: Parts) -> Seen:
+        reading = read(frames)
+        return Seen(reading.mask, reading.uv)
+
+    def partners(self, frame: Seen, identity: Seen, grid: Grid) -> Tensor:
+        here, there = (token_uv(seen.mask, seen.clues, grid) for seen in (frame, identity))
+        return true_partners(here, there, grid)
+
+
+class StageJudge:
+    """Scores on the stage world: pixels in a colour of the world, and the share of what is read alike."""
+
+    about = "the stage's readers"
+
+    def quality(self, frames: Frames) -> float:
+        return 1 - read(frames).off_palette
+
+    def likeness(self, frames: Frames, other: Frames) -> float:
+        ours, theirs = (state(read(video)) for video in (frames, other))
+        known = [n for n, value in enumerate(ours) if value is not None]
+        return sum(ours[n] == theirs[n] for n in known) / len(known) if known else float("nan")
+
+
+def state(reading: Reading) -> list[Any]:
+    """All that is read of a video, one value after another; None is not known."""
+    puppet = [*reading.stated.values(), *reading.hidden.values(), *reading.badge]
+    return [*puppet, *reading.cells, reading.landmark_slot, reading.action.verb, reading.action.where]
+
+
+def seen_tokens(seen: Seen, grid: Grid) -> Tensor:
+    """The mask of a video (N,) bool in tokens: those that the character fills at least by half."""
+    return (
+        token_masks(seen.mask[None].float(), grid)[0] if seen.mask.any() else torch.zeros(grid.tokens).bool()
+    )

@@ -1,0 +1,248 @@
+"""The analyses of a checkpoint: what is observed, how it is scored, what is chosen, and what it costs."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import stage_models
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bachvid.calibrate import select
+from bachvid.calibrate.choose import choose_vital
+from bachvid.calibrate.observe import Observed, fused_partners, observe
+from bachvid.calibrate.profile import fused_ious, mask_ious, match_scores, random_mse, same_place_scores
+from bachvid.calibrate.vital import made_without, without
+from bachvid.evaluate.studio import Studio
+from bachvid.method.denoiser import Denoiser, Prompt
+from bachvid.method.group import vanilla
+from bachvid.method.match import match
+from bachvid.method.recipe import load_preset
+from bachvid.method.scout import look_at
+from bachvid.method.spans import Parts
+from bachvid.models.checkpoint import open_checkpoint
+from bachvid.models.grid import Grid
+from bachvid.sampling.sampler import read_sampler
+from bachvid.stage.captions import caption
+from bachvid.stage.world import sample_group
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module", params=["tiny-cogvideox", "tiny-wan"])
+def studio(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """A random model of three layers, of either family."""
+    folder = stage_models.random_model(
+        tmp_path_factory.mktemp("models") / request.param, request.param, layers=3
+    )
+    checkpoint, recipe = open_checkpoint(folder), load_preset(folder / "preset.json")
+    return Studio.open(
+        checkpoint, recipe.at(read_sampler(checkpoint.scheduler, STEPS).schedule.timesteps), "cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(studio: Studio) -> list[Prompt]:
+    return studio.prompts([Parts(*caption(clip)) for clip in sample_group(random.Random(0), 2)])
+
+
+@pytest.fixture(scope="module")
+def seen(studio: Studio, prompts: list[Prompt]) -> Observed:
+    return observe(studio.denoiser(), studio.recipe, prompts, [1, 2])
+
+
+# What is observed.
+
+
+def test_observed_videos_are_the_vanilla_videos(
+    studio: Studio, prompts: list[Prompt], seen: Observed
+) -> None:
+    alone = [
+        take.latents
+        for progress, take in vanilla(studio.denoiser(), prompts, [1, 2])
+        if progress.step == STEPS - 1
+    ]
+    assert torch.equal(seen.trajectory[:, -1], torch.cat(alone))
+    assert torch.equal(
+        seen.trajectory[:, 0], torch.cat([studio.denoiser().start(prompts[0], n).latents for n in (1, 2)])
+    )
+
+
+def test_every_map_is_that_of_a_look_at_one_layer(
+    studio: Studio, prompts: list[Prompt], seen: Observed
+) -> None:
+    denoiser, tokens = studio.denoiser(), studio.grid().tokens
+    assert seen.scores.shape == (2, STEPS, 3, 2, tokens) and seen.partner.shape == (1, STEPS, 3, tokens)
+    for step in range(STEPS):
+        for layer in (1, 2, 3):
+            recipe = replace(studio.recipe, mask_layers=(layer,), match_layers=(layer,), window="frame")
+            looks = [
+                look_at(denoiser, recipe, prompt, row[None], step)
+                for prompt, row in zip(prompts, seen.trajectory[:, step], strict=True)
+            ]
+            for row, look in enumerate(looks):
+                (mass,) = look.masses.values()
+                ours = seen.scores[row, step, layer - 1].float() / tokens
+                assert torch.allclose(ours, mass.scores, rtol=2e-3, atol=0)
+            expected = match(looks[1].features(), looks[0].features(), studio.grid(), recipe).partner
+            assert (seen.partner[0, step, layer - 1] == expected).float().mean() > 0.999  # ties apart
+
+
+def test_fused_partners_are_those_of_all_layers_together(
+    studio: Studio, prompts: list[Prompt], seen: Observed
+) -> None:
+    recipe = replace(studio.recipe, match_layers=(1, 3), mask_layers=(1,))
+    found = fused_partners(studio.denoiser(), recipe, prompts, seen.trajectory)
+    features = [
+        look_at(studio.denoiser(), recipe, prompt, row[None], 1).features()
+        for prompt, row in zip(prompts, seen.trajectory[:, 1], strict=True)
+    ]
+    assert torch.equal(found[0, 1].long(), match(features[1], features[0], studio.grid(), recipe).partner)
+    assert found.shape == (1, STEPS, studio.grid().tokens)
+
+
+# Leaving a layer out.
+
+
+def test_a_layer_left_out_is_a_model_built_without_it(studio: Studio, prompts: list[Prompt]) -> None:
+    """metrics.md section 10, item 11: bitwise."""
+    config = replace(studio.model.config, layers=2)
+    shorter = type(studio.model)(config).eval()
+    state = {
+        name.replace("blocks.2.", "blocks.1."): value
+        for name, value in studio.model.state_dict().items()
+        if not name.startswith("blocks.1.")
+    }
+    shorter.load_state_dict(state)
+    whole = studio.denoiser()
+    lesser, built = without(whole, 2), replace(whole, model=shorter, _openings={})
+
+    def made(denoiser: Denoiser) -> torch.Tensor:
+        return [take.latents for _, take in vanilla(denoiser, prompts[:1], [1])][-1]
+
+    assert torch.equal(made(lesser), made(built))
+    assert torch.equal(made(lesser), made_without(studio, prompts[0], 1, 2))
+    assert not torch.equal(made(lesser), made(whole))
+    assert {site.layer for site in lesser.model.sites} == {1, 3}
+
+
+# Scores, in closed form: metrics.md section 10, items 8 and 10.
+
+
+def boxes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (1, 1, 3, 2, N) of layers that are right, half right and all true, and the truth (1, N)."""
+    truth = torch.zeros(8, dtype=torch.bool)
+    truth[:4] = True
+    half = torch.zeros(8)
+    half[2:6] = 1
+    character = torch.stack([truth.float(), half, torch.ones(8)])
+    background = torch.full_like(character, 0.5)
+    return torch.stack([background, character], dim=1)[None, None], truth[None]
+
+
+def test_ious_of_layers_and_of_their_sum() -> None:
+    scores, truth = boxes()
+    assert mask_ious(scores, truth)[0, 0].tolist() == pytest.approx([1, 1 / 3, 0.5])
+    assert fused_ious(scores, truth, (2,))[0, 0] == pytest.approx(1 / 3)
+    assert fused_ious(scores, truth, (1, 2, 3))[0, 0] == pytest.approx(4 / 6)  # a sum of 2 against 1.5
+    assert np.isnan(mask_ious(scores, truth & False)).all()
+
+
+def test_a_shift_costs_its_squared_length_and_no_movement_what_the_truth_moved() -> None:
+    grid = Grid(2, 8, 9)
+    own = torch.arange(grid.tokens)
+    truth = torch.full((1, grid.tokens, 2), -1)
+    truth[0, 20, 0], truth[0, 20, 1] = 20 + 2 * 9 + 3, 20 + 72 + 2 * 9 + 3  # two down, three to the right
+    still = same_place_scores(truth, grid)
+    assert (still.mse[0], still.median[0], still.pck1[0], still.points[0]) == (13, 13, 0, 1)
+    near = match_scores((own + 2 * 9 + 2).clamp(max=grid.tokens - 1)[None, None], truth, grid)
+    assert (near.mse[0, 0], near.pck1[0, 0], near.pck2[0, 0]) == (1, 1, 1)
+    assert np.isnan(match_scores(own[None], truth * 0 - 1, grid).mse[0])
+
+
+def test_random_partners_cost_what_the_closed_form_says() -> None:
+    grid = Grid(1, 16, 24)
+    generator = torch.Generator().manual_seed(0)
+    guess, true = torch.randint(grid.tokens, (2, 200, grid.tokens), generator=generator)
+    found = match_scores(guess, true[..., None], grid).mse.mean()
+    assert found == pytest.approx(random_mse(grid), rel=0.02)
+
+
+# Selection: item 9, on profiles made by hand.
+
+
+def profile(*layers: float, videos: int = 6, steps: int = 5) -> np.ndarray:
+    """Values (V, S, L) that are the same in every video and step."""
+    return np.broadcast_to(np.array(layers), (videos, steps, len(layers))).copy()
+
+
+def test_mask_layers_reach_a_share_of_the_best_and_beat_the_trivial_mask() -> None:
+    iou = profile(0.2, 0.71, 1.0, 0.69, 0.8)
+    assert select.mask_layers(iou, floor=0.1, ratio=0.7, most=15) == (2, 3, 5)
+    assert select.mask_layers(iou, floor=0.1, ratio=0.7, most=2) == (3, 5)
+    assert select.mask_layers(iou, floor=0.75, ratio=0.1, most=15) == (3, 5)
+    assert select.mask_layers(iou, floor=1.0, ratio=0.7, most=15) == ()
+
+
+def test_match_layers_are_the_lowest_and_beat_no_movement() -> None:
+    mse = profile(9.0, 2.0, 5.0, 1.0)
+    assert select.match_layers(mse, ceiling=8, count=3, window=(0, 4)) == (2, 3, 4)
+    assert select.match_layers(mse, ceiling=4, count=3, window=(0, 4)) == (2, 4)
+    mse[:, 3:, 0] = 0  # good late, outside of the window
+    assert 1 not in select.match_layers(mse, ceiling=8, count=3, window=(0, 2))
+
+
+def test_steps_are_the_first_near_the_best() -> None:
+    assert select.first_high(np.array([0.2, 0.76, 0.8, 0.7])) == 1
+    assert select.first_low(np.array([9, 2.2, 2.09, 2.0, 2.05])) == 2
+    calm = profile(0.0, 9.0, steps=4)
+    calm[..., 0] = [4, 1.4, 1, 1.6]
+    assert select.calm_window(calm) == (1, 2)
+
+
+def test_only_a_layer_whose_loss_clearly_costs_more_is_vital() -> None:
+    rng = np.random.default_rng(0)
+    drops = rng.normal(0, 0.01, (12, 20))
+    drops[:, 4] += 1
+    drops[0, 9] += 30  # one accident among twelve
+    assert select.outliers(drops) == (5,)
+    assert select.outliers(rng.normal(0, 0.01, (12, 20))) == ()
+    assert select.outliers(-drops) == ()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_adjusted_p_values_never_fall_below_the_plain_ones(values: list[float]) -> None:
+    p = np.array(values)
+    adjusted = select.holm(p)
+    assert (adjusted >= p).all() and (adjusted <= 1).all()
+    assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()
+    assert adjusted.min() == pytest.approx(min(1, p.min() * len(p)))
+
+
+def test_stability_tells_a_sure_layer_from_a_borderline_one() -> None:
+    iou = profile(1.0, 0.7, 0.1, videos=40)
+    iou[::2, :, 1] = 0.6
+    iou[1::2, :, 1] = 0.8
+    pick = lambda values: select.mask_layers(values, 0.0, 0.7, 15)  # noqa: E731
+    shares = select.stability(pick, iou, seed=0)
+    assert shares[1] == 1 and shares[3] == 0 and 0.2 < shares[2] < 0.8
+    assert select.Selection("r", {}, (1,), bootstrap=shares).borderline == (2,)
+
+
+def test_vital_layers_of_both_scores_and_those_that_change_content_alone() -> None:
+    rng = np.random.default_rng(1)
+    quality = np.concatenate([np.full((10, 1), 0.9), 0.9 - rng.normal(0, 1e-3, (10, 8))], axis=1)
+    likeness = np.concatenate([np.ones((10, 1)), 1 - rng.normal(0, 1e-3, (10, 8))], axis=1)
+    quality[:, 3] -= 0.5
+    likeness[:, [3, 6]] -= 0.5
+    quality[:, 6] = 0.91  # without it, the video is another, but as good
+    chosen, figure = choose_vital(quality, likeness, "us", "outliers", 2, seed=0)
+    assert chosen.layers == (3,) and figure["likeness"]["chosen"] == [3, 6]
+    assert figure["overlap"] == 0.5 and figure["content_only"] == [6]
+    flat, _ = choose_vital(likeness * 0 + 0.5, likeness, "us", "outliers", 2, seed=0)
+    assert len(flat.layers) == 2 and "stands out" in flat.warnings[0]
+    assert choose_vital(quality, likeness, "us", "all", 2, seed=0)[0].layers == tuple(range(1, 9))
