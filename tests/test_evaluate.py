@@ -12,15 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bachvid.evaluate.agreement import Watched, agreement, read_group, rightness
+from bachvid.evaluate.agreement import Watched, agreement, guards, read_group, rightness
 from bachvid.evaluate.metrics import (
     CAP,
     iou,
+    jitter,
     match_errors,
     mean,
+    motion,
+    nearest_partner,
     over_pairs,
     psnr_background,
     psnr_foreground,
+    smoothness,
     textures,
     token_uv,
     true_partners,
@@ -102,6 +106,29 @@ def test_half_overlapping_boxes_have_a_third_in_common() -> None:
     assert iou(torch.ones_like(b), b) == b.float().mean()
 
 
+# Motion.
+
+
+def test_a_steady_change_is_smooth_and_a_jump_is_not() -> None:
+    steady = np.concatenate([grey(value)[:1] for value in (0, 10, 20, 30, 40)])
+    assert smoothness(steady) == 1 and motion(steady) == 10 / 255
+    jump = steady.copy()
+    jump[1] = 40  # blending says 10; the other middle frame is as foretold
+    assert smoothness(jump) == pytest.approx(1 - 30 / 2 / 255)
+    assert motion(jump) == pytest.approx((40 + 20 + 10 + 10) / 4 / 255)
+    assert smoothness(steady[:4]) == 1  # the last frame has none beside it
+    assert smoothness(np.concatenate([grey(0)[:1], grey(255)[:1], grey(0)[:1]])) == 0  # wider than 8 bits
+
+
+def test_jitter_is_the_second_difference_of_the_place() -> None:
+    mask = np.zeros((4, 10, 20), dtype=bool)
+    for frame, column in enumerate((2, 5, 8, 13)):
+        mask[frame, 4:6, column : column + 3] = True
+    assert jitter(mask) == pytest.approx((0 + 2) / 2 / 10)
+    mask[2] = False
+    assert math.isnan(jitter(mask))
+
+
 # Matches: item 10.
 
 
@@ -144,6 +171,18 @@ def test_a_partner_in_any_frame_is_right_where_that_frame_shows_the_place() -> N
     assert match_errors(torch.arange(grid.tokens), true_partners(frame_uv, there, grid), grid).tolist() == [0]
     frame_uv[9] += 5  # a place that the identity never shows
     assert not len(match_errors(partner, true_partners(frame_uv, there, grid), grid))
+
+
+def test_the_nearest_partner_shows_the_same_place_or_there_is_none() -> None:
+    grid = Grid(2, 6, 8)
+    uv = everywhere(grid)
+    uv[grid.tokens // 2 :] += 100  # the second frame shows other places
+    frame_uv = torch.full_like(uv, torch.nan)
+    frame_uv[7], frame_uv[9], frame_uv[11] = uv[20] + 0.03, uv[60], torch.tensor([50.0, 50.0])
+    found = nearest_partner(frame_uv, torch.where(uv < 90, uv, torch.nan))
+    assert found[7] == 20 and found[9] == -1 and found[11] == -1
+    assert nearest_partner(frame_uv, uv)[9] == 60
+    assert (found >= 0).sum() == 1
 
 
 # Truth from renders.
@@ -245,6 +284,32 @@ def test_a_shared_stage_leaves_the_puppet_to_chance(asked: list[list[Clip]], van
     assert found["psnr_fg"] == pytest.approx(chance["psnr_fg"], abs=1)
 
 
+def test_a_shared_puppet_leaves_the_stage_to_chance(asked: list[list[Clip]], vanilla: Groups) -> None:
+    clips = asked[0]
+    puppet = {name: getattr(clips[0], name) for name in world.HIDDEN_PUPPET}
+    found = agreement([vanilla[0][0], *watch([replace(clips[1], **puppet)])])
+    chance = agreement(vanilla[0])
+    assert found["hidden"] == 1 and found["psnr_fg"] > chance["psnr_fg"] + 3
+    assert found["cells"] == chance["cells"]
+    assert found["psnr_bg"] == pytest.approx(chance["psnr_bg"], abs=1)
+
+
+def test_strangers_agree_no_more_than_chance_has_it(vanilla: Groups, oracle: Groups) -> None:
+    """The floor: frame videos of one group beside the identity of another."""
+    pairs = zip(oracle, [oracle[1][0], oracle[0][0]], strict=True)
+    found = [agreement([stranger, *group[1:]]) for group, stranger in pairs]
+    floor = {name: mean(each[name] for each in found) for name in found[0]}
+    chance = {name: mean(agreement(group)[name] for group in vanilla) for name in found[0]}
+    assert floor["psnr_bg"] < chance["psnr_bg"] and floor["psnr_fg"] < chance["psnr_fg"] + 1
+    assert floor["hidden"] < 0.8 and floor["cells"] < 0.6
+
+
+def test_a_copy_overlaps_itself(vanilla: Groups, oracle: Groups) -> None:
+    assert guards([vanilla[0][0]] * 2)["copied"] == 1
+    assert all(guards(group)["copied"] < 0.8 for group in oracle)
+    assert guards(oracle[0])["motion"] > 0 and guards(oracle[0])["jitter"] > 0
+
+
 def test_a_video_without_a_puppet_is_lost_and_in_no_pair(asked: list[list[Clip]], oracle: Groups) -> None:
     nobody = Watched.of(np.zeros_like(oracle[0][0].frames))
     found, whole = agreement([*oracle[0], nobody]), agreement(oracle[0])
@@ -273,7 +338,7 @@ def test_an_action_is_right_without_what_its_caption_leaves_open(asked: list[lis
     seen = [Watched.of(frames[0])]
     assert rightness(seen, [replace(spin, where="right", heading=-spin.heading)])["action"] == 1
     assert rightness(seen, [replace(spin, verb="stands")])["action"] == 0
-    assert "action" not in read_group(frames) and read_group(frames, [spin])["action"] == 1
+    assert "action" not in agreement(seen) and read_group(frames, [spin])["action"] == 1
 
 
 def test_a_located_action_must_be_where_it_was_asked_for(asked: list[list[Clip]]) -> None:

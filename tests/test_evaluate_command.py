@@ -1,4 +1,4 @@
-"""`bachvid evaluate`: figures with intervals and bars, results on disk, and a whole run at toy size."""
+"""`bachvid evaluate`: figures with intervals and bars, results on disk, and whole runs at toy size."""
 
 from __future__ import annotations
 
@@ -6,37 +6,16 @@ import json
 import math
 import random
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
-import torch
+from small_stage import small_model
 
 from bachvid.__main__ import main
 from bachvid.errors import UsageError
 from bachvid.evaluate.figures import FIGURES, Interval, figures_of
 from bachvid.evaluate.ledger import Ledger
-from bachvid.evaluate.studio import Studio, together
-from bachvid.evaluate.table import table
-from bachvid.method.group import Group
-from bachvid.method.group import vanilla as vanilla_takes
-from bachvid.method.recipe import Recipe, load_preset
-from bachvid.method.spans import Parts
-from bachvid.models.checkpoint import open_checkpoint, save_index, save_model
-from bachvid.models.cogvideox import CogVideoX
-from bachvid.models.cogvideox_vae import CogVideoXVAE
-from bachvid.models.sat import SCHEDULER
-from bachvid.models.text import TextEncoder
-from bachvid.stage.captions import caption
-from bachvid.stage.recipes import TINY_COGVIDEOX
-from bachvid.stage.train_text import make_encoder, make_tokenizer
-from bachvid.stage.world import Clip, sample_group
-
-
-def group(seed: int, videos: int = 3) -> list[Clip]:
-    return sample_group(random.Random(seed), videos)
-
+from bachvid.evaluate.table import aligned, figure_rows
 
 # Figures, intervals and bars.
 
@@ -103,11 +82,12 @@ def test_a_bar_is_cleared_by_the_worse_end_of_the_interval() -> None:
     assert by_name["mask_iou"].missing(found, "wan") == pytest.approx(-0.14)
     assert by_name["action_drop"].missing(Interval(1, 0, 2.5), "cogvideox") == pytest.approx(0.5)
     found = dict.fromkeys(by_name, Interval(0.75, 0.71, 0.79)) | {"action_drop": Interval(*[math.nan] * 3)}
-    lines = {line.split()[0]: line for line in table(found, "cogvideox").splitlines()[2:]}
+    lines = {line.split()[0]: line for line in aligned(figure_rows(found, "cogvideox")).splitlines()[2:]}
     assert lines["mask_iou"].endswith("reached")
     assert lines["psnr_bg_shared"].endswith("missed by 27.3")
     assert lines["action_drop"].endswith("not measured")
-    assert "0.55" in table(found, "wan") and re.search(r"psnr_bg_shared .*none$", table(found, "wan"), re.M)
+    wan = aligned(figure_rows(found, "wan"))
+    assert "0.55" in wan and re.search(r"psnr_bg_shared .*none$", wan, re.M)
 
 
 # The ledger.
@@ -135,28 +115,27 @@ def test_a_ledger_of_other_settings_is_refused(tmp_path: Path) -> None:
         Ledger(path, {"seed": 1, "steps": 25})
 
 
-# A whole run.
+# Whole runs.
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the stage's words and sizes with random weights; its preset is for 10 steps."""
-    folder, big = tmp_path_factory.mktemp("models") / "random-tiny", TINY_COGVIDEOX
-    vae = replace(big.vae.config, block_out_channels=(8, 8, 8), norm_num_groups=4)
-    dit = replace(big.dit.config, layers=2, heads=2, head_width=16)
-    save_model(tiny.randomised(CogVideoXVAE(vae)), folder / "vae")
-    save_model(tiny.randomised(CogVideoX(dit)), folder / "transformer")
-    tokenizer = make_tokenizer(folder / "tokenizer", big.text.length, seed=0)
-    encoder = tiny.randomised(make_encoder(replace(big.text, layers=1), tokenizer.size))
-    TextEncoder(tokenizer, encoder, big.text.length).save(folder)
-    save_index(folder, "CogVideoXPipeline", SCHEDULER)
-    recipe = Recipe(10, "joint", (1, 2), 4, "joint", (2,), 4, (1, 2))
-    (folder / "preset.json").write_text(json.dumps(recipe.to_dict()))
+    return small_model(tmp_path_factory.mktemp("models") / "random-tiny")
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a calibration of three layers leaves of its ranking."""
+    folder = tmp_path_factory.mktemp("calibration")
+    quality = {"without": [0.1, 0.9, 0.5], "chosen": [1, 3]}
+    likeness = {"without": [0.9, 0.2, 0.1], "chosen": [3]}
+    (folder / "figures").mkdir()
+    (folder / "figures" / "vital.json").write_text(json.dumps({"quality": quality, "likeness": likeness}))
     return folder
 
 
 def evaluate(model: Path, out: Path, *more: str) -> int:
-    given = {"--model": str(model), "--out": str(out), "--prompts": "2", "--steps": "4", "--groups": "2"}
+    given = {"--model": str(model), "--out": str(out), "--prompts": "2", "--steps": "4", "--groups": "1"}
     return main(["evaluate", "--stage", *(part for pair in given.items() for part in pair), *more])
 
 
@@ -166,67 +145,131 @@ def test_an_evaluation_from_prompts_to_figures(
     out = tmp_path / "out.json"
     assert evaluate(model, out) == 0
     values = json.loads(out.read_text())
-    assert (values["model"], values["groups"], values["seed"]) == ("random-tiny", 2, 0)
+    assert list(values) == ["model", "groups", "seed", "figures", "bars", "settings", "measured"]
+    assert (values["model"], values["groups"], values["seed"]) == ("random-tiny", 1, 0)
     assert list(values["figures"]) == [figure.name for figure in FIGURES]
     assert all(list(each) == ["mean", "low", "high"] for each in values["figures"].values())
     assert values["figures"]["seconds_per_video"]["mean"] > 0
+    assert {name.split(".")[0] for name in values["measured"]} == {*RUNS, "vanilla", "mask", "match"}
     assert values["settings"]["recipe"]["tau_mask"] == 2 and values["settings"]["recipe"]["steps"] == 4
     assert "mask_iou" in capsys.readouterr().out
+    assert re.search(r"^\| mask_iou +\| ", (tmp_path / "out.md").read_text(), re.M)
 
-
-def test_shards_share_a_ledger_and_measure_what_one_process_would(model: Path, tmp_path: Path) -> None:
-    whole, halves = tmp_path / "whole.json", tmp_path / "halves.json"
-    evaluate(model, whole)
-    evaluate(model, halves, "--shard", "2/2")
-    assert not halves.exists()
-    evaluate(model, halves, "--shard", "1/2")
-    one, two = (json.loads(path.read_text())["measured"] for path in (whole, halves))
-    for name in one.keys() - {"vanilla.seconds"}:
-        assert one[name] == two[name], name
-
-
-def test_an_evaluation_that_is_done_measures_nothing_again(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    out = tmp_path / "out.json"
-    evaluate(model, out, "--groups", "1")
     ledger, text = tmp_path / "out.groups.jsonl", out.read_text()
     lines = ledger.read_text()
     out.unlink()
-    assert evaluate(model, out, "--groups", "1") == 0
+    assert evaluate(model, out) == 0  # all is measured: nothing is measured again
     assert (ledger.read_text(), out.read_text()) == (lines, text)
-    assert evaluate(model, out, "--groups", "1", "--steps", "3") == 2
+    assert evaluate(model, out, "--steps", "3") == 2
     assert "another recipe" in capsys.readouterr().err
+    assert evaluate(model, out, "--what", "options") == 2
+    assert "another what (bars, not options)" in capsys.readouterr().err
 
 
-def test_the_identity_is_the_same_alone_and_together(model: Path) -> None:
-    """What lets one video serve every run of a group, and pre-runs be shared."""
-    checkpoint = open_checkpoint(model)
-    studio = Studio.open(checkpoint, load_preset(model / "preset.json").at(5), "cpu")
-    denoiser, prompts = studio.denoiser(), studio.prompts([Parts(*caption(clip)) for clip in group(3)])
-    identity, *others = [studio.alone(denoiser, prompt, 1) for prompt in prompts]
-    frames = together(denoiser, studio.recipe, identity, others)
-    whole = Group(studio.denoiser(), studio.recipe, prompts, [1] * 3)
-    list(whole.run())
-    alone = [
-        take for progress, take in vanilla_takes(studio.denoiser(), prompts, [1] * 3) if progress.step == 4
-    ]
-    for ours, expected in zip([identity.take, *(frame.take for frame in frames)], whole.takes, strict=True):
-        assert torch.equal(ours.latents, expected.latents)
-    for seen, expected in zip([identity, *others], alone, strict=True):
-        assert torch.equal(seen.take.latents, expected.latents)
-    assert len(identity.trajectory) == 6
+@pytest.fixture(scope="module")
+def layers_out(model: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an evaluation of two groups left behind."""
+    out = tmp_path_factory.mktemp("layers") / "whole.json"
+    assert evaluate(model, out, "--what", "layers", "--calibration", str(calibration), "--groups", "2") == 0
+    return out
 
 
-def test_random_matches_borrow_as_much_from_other_tokens(model: Path) -> None:
-    studio = Studio.open(open_checkpoint(model), load_preset(model / "preset.json").at(5), "cpu")
-    denoiser, prompts = studio.denoiser(), studio.prompts([Parts(*caption(clip)) for clip in group(3, 2)])
-    identity, other = [studio.alone(denoiser, prompt, 1) for prompt in prompts]
-    (true,), (random_,) = (
-        together(denoiser, studio.recipe, identity, [other], shuffle)
-        for shuffle in (None, torch.Generator().manual_seed(0))
+def test_the_layers_that_borrow(layers_out: Path) -> None:
+    values = json.loads(layers_out.read_text())
+    assert list(values["runs"]) == ["vanilla_shared", "by_quality", "by_likeness", "all", "random"]
+    assert set(values["against"].values()) == {"vanilla_shared"} and len(values["differences"]) == 4
+    caches = {run: values["runs"][run]["cache_gb"]["mean"] for run in values["runs"]}
+    assert caches["by_quality"] == caches["by_likeness"] == caches["random"] < caches["all"]
+    assert caches["vanilla_shared"] == 0
+    text = layers_out.with_suffix(".md").read_text()
+    assert "* by_quality: layers 1 3 borrow" in text and "* by_likeness: layers 2 3 borrow" in text
+
+
+def test_shards_and_a_killed_run_measure_what_one_process_would(
+    model: Path, calibration: Path, layers_out: Path, tmp_path: Path
+) -> None:
+    parts = tmp_path / "parts.json"
+    ledgers = [path.with_suffix(".groups.jsonl") for path in (layers_out, parts)]
+    settings, first, second = ledgers[0].read_text().split("\n")
+    begun = f"{settings}\n{first}\n{second[:100]}"  # killed while writing the second group
+    ledgers[1].write_text(begun)
+    plan = ("--what", "layers", "--calibration", str(calibration), "--groups", "2")
+    evaluate(model, parts, *plan, "--shard", "1/2")
+    assert not parts.exists() and ledgers[1].read_text() == begun
+    evaluate(model, parts, *plan, "--shard", "2/2")
+    assert ledgers[1].read_text().startswith(begun + "\n")
+    one, two = (json.loads(path.read_text()) for path in (layers_out, parts))
+    costs = {"seconds", "pre_run_seconds", "cpu_gb", "gpu_gb"}
+    for run, measured in one["runs"].items():
+        for name in measured.keys() - costs:
+            assert measured[name] == two["runs"][run][name], (run, name)
+
+
+def test_the_controls(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "controls.json"
+    assert evaluate(model, out, "--what", "controls") == 0
+    values = json.loads(out.read_text())
+    runs = values["runs"]
+    assert runs["oracle"]["psnr_bg"]["mean"] > 28 and runs["oracle_decoded"]["psnr_bg"]["mean"] is None
+    assert runs["oracle"]["success"]["mean"] == 1
+    for run in (
+        "vanilla_own",
+        "ours_shared",
+        "ours_own",
+        "only_foreground",
+        "all_layers",
+        "random_layers",
+        "truth",
+    ):
+        costs = {
+            name: runs[run][name]["mean"] for name in ("seconds", "pre_run_seconds", "cpu_gb", "cache_gb")
+        }
+        assert all(math.isfinite(cost) for cost in costs.values()), run
+        assert (costs["pre_run_seconds"] > 0) == (costs["cache_gb"] > 0) == (run != "vanilla_own")
+        assert costs["seconds"] > costs["pre_run_seconds"] and costs["cpu_gb"] > 0.05
+    assert runs["all_layers"]["cache_gb"]["mean"] > runs["random_layers"]["cache_gb"]["mean"]
+    assert list(values["endpoint"]) == ["badge_gain", "cells_gain", "action_drop", "offpalette_ratio"]
+    assert values["against"]["ours_own"] == "vanilla_own" and "vanilla_shared" not in values["against"]
+    shown, written = capsys.readouterr().out, (tmp_path / "controls.md").read_text()
+    assert all(f"\n{run} " in shown and f"\n| {run} " in written for run in runs)
+    assert "Endpoint" in shown and "Endpoint" in written
+
+
+def test_the_grid(model: Path, calibration: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.json"
+    assert evaluate(model, out, "--what", "grid", "--calibration", str(calibration)) == 0
+    values = json.loads(out.read_text())
+    cells = {f"tau={tau} {size}" for tau in (3, 5, 10, 15) for size in ("small", "paper", "large")}
+    assert set(values["runs"]) == {"vanilla_shared", "ours_shared", *cells}
+    before = [values["runs"][f"tau={tau} paper"]["pre_run_seconds"]["mean"] for tau in (3, 15)]
+    assert 0 < before[0] < before[1]
+
+
+def test_the_options(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "options.json"
+    assert evaluate(model, out, "--what", "options") == 0
+    values = json.loads(out.read_text())
+    assert set(values["against"].values()) == {"ours_shared", "vanilla_shared"}
+    assert values["against"]["ours_shared"] == "vanilla_shared"
+    assert {"normalize=False", "min_similarity=0.5", "branches=both", "noise=own"} <= set(
+        values["differences"]
     )
-    assert torch.equal(true.places.matched, random_.places.matched) and len(true.places.matched) > 10
-    assert identity.mask[random_.places.partners].all()
-    assert not torch.equal(true.places.partners, random_.places.partners)
-    assert not torch.equal(true.take.latents, random_.take.latents)
+    assert values["differences"]["refresh=True"].keys() == values["runs"]["refresh=True"].keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--what", "grid"), "goes by a ranking of layers"),
+        (("--what", "controls", "--calibration", "."), "needs no ranking"),
+        (("--what", "layers", "--calibration", "nowhere"), "nowhere/figures/vital.json holds no ranking"),
+        (("--out", "here.md"), "here.md does not end in"),
+        (("--groups", "0"), "at least one group"),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, flags: tuple[str, ...], sentence: str
+) -> None:
+    assert evaluate(model, tmp_path / "out.json", *flags) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -31,7 +31,9 @@ def make_gallery(analysis: Analysis, found: Found) -> Mapping[str, Frames]:
     if all(each.any() for each in true):
         rows = match_rows(group, match, analysis.fused_partners(0, match.layers))
         steps = steps_of(group, match)
-        pictures["match_grid"] = match_grid(identity, frames, *true, rows, steps, group.partners[0])
+        there, here = true
+        truth = group.partners[0]
+        pictures["match_grid"] = match_grid(identity, frames, there, here, rows, steps, truth)
     return pictures
 
 

@@ -8,7 +8,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bachvid.evaluate.metrics import mean, over_pairs, psnr_background, psnr_foreground, textures
+from bachvid.evaluate.metrics import (
+    iou,
+    jitter,
+    mean,
+    motion,
+    over_pairs,
+    psnr_background,
+    psnr_foreground,
+    smoothness,
+    textures,
+)
 from bachvid.pictures.frames import Frames
 from bachvid.stage.readers import Reading, read
 from bachvid.stage.world import LOCATED_VERBS, STATED, Clip
@@ -66,6 +76,21 @@ def agreement(videos: Sequence[Watched]) -> dict[str, float]:
             value is None for reading in readings for value in (*reading.hidden.values(), *reading.badge)
         ),
         "off_palette": mean(video.reading.off_palette for video in videos),
+    }
+
+
+def guards(videos: Sequence[Watched]) -> dict[str, float]:
+    """What tells agreement from copying and from standing still.
+
+    `copied` is the mean overlap (IoU) of the puppets' masks over all pairs that have some; as means over
+    videos, `smoothness`, `motion` and `jitter` (see `metrics`).
+    """
+    masks = [video.reading.mask for video in videos if not video.lost]
+    return {
+        "copied": over_pairs(iou, masks),
+        "smoothness": mean(smoothness(video.frames) for video in videos),
+        "motion": mean(motion(video.frames) for video in videos),
+        "jitter": mean(jitter(video.reading.mask.numpy()) for video in videos),
     }
 
 

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bachvid.errors import UsageError
-from bachvid.evaluate.figures import FIGURES, Interval, Measured, everything_of, figures_of
 from bachvid.evaluate.ledger import Ledger
+from bachvid.evaluate.plans import PAPER_STEPS, PLANS, Plan, Ranking, Subject
+from bachvid.evaluate.report import report_bars, report_comparison
+from bachvid.evaluate.runs import Run
 from bachvid.evaluate.stage import measure_group
 from bachvid.evaluate.studio import Studio
-from bachvid.evaluate.table import SIGN, table
 from bachvid.method.identity import fingerprint
 from bachvid.method.recipe import own_recipe
-from bachvid.models.checkpoint import open_checkpoint
+from bachvid.models.checkpoint import Checkpoint, open_checkpoint
+from bachvid.sampling.sampler import read_sampler
 from bachvid.story import find_model
 
 
@@ -33,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of an evaluation."""
     flag = parser.add_argument
     flag("--stage", action="store_true", required=True, help="on the stage world, by its exact readers")
+    flag("--what", choices=tuple(PLANS), default="bars", help="which runs are compared: bars")
     flag("--model", default="tiny-cogvideox", metavar="NAME|FOLDER")
-    flag("--groups", type=int, default=24, metavar="N", help="groups of videos: 24")
-    flag("--prompts", type=int, default=3, metavar="N", help="videos in a group, the identity included: 3")
+    flag("--calibration", type=Path, metavar="FOLDER", help="whose ranking `layers` and `grid` go by")
+    flag("--groups", type=int, metavar="N", help="groups of videos: 24 for bars, otherwise 100")
+    flag("--prompts", type=int, metavar="N", help="videos in a group, the identity included: 3 or 5")
     flag("--seed", type=int, default=0, help="of the groups and their noise: 0")
     flag("--steps", type=int, metavar="N", help="denoising steps; the preset's")
     flag(
@@ -50,38 +53,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE.json",
-        help="figures; groups stand in FILE.groups.jsonl",
+        help="results; FILE.md for people, groups stand in FILE.groups.jsonl",
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure the groups that are missing, then print the table and write the figures."""
-    if args.groups < 1 or args.prompts < 2:
-        raise UsageError(
-            "An evaluation needs at least one group of two prompts. Raise --groups or --prompts."
-        )
+    """Measure the groups that are missing, then print the tables and write them."""
+    plan = PLANS[args.what]
+    check(args, plan)
+    groups, prompts = args.groups or plan.groups, args.prompts or plan.prompts
     args.out.parent.mkdir(parents=True, exist_ok=True)
     folder = find_model(args.model)
     checkpoint = open_checkpoint(folder)
     recipe = own_recipe(folder, checkpoint.family, checkpoint.config.layers)
-    recipe = recipe if args.steps is None else recipe.at(args.steps)
+    recipe = recipe.at(timesteps_of(checkpoint, args.steps or recipe.steps))
     studio = Studio.open(checkpoint, recipe, "cuda" if torch.cuda.is_available() else "cpu")
+    subject = subject_of(checkpoint, studio, args.calibration if plan.ranked else None)
     settings = {
         "model": folder.name,
         "family": checkpoint.family,
         "weights": fingerprint(studio.parts),
         "seed": args.seed,
-        "prompts": args.prompts,
-        "recipe": json.loads(json.dumps(recipe.to_dict())),  # as it will be read back, with lists
+        "prompts": prompts,
+        "recipe": recipe.to_dict(),
+        "what": args.what,
+        "ranking": asdict(subject.ranking) if subject.ranking else None,
     }
-    ledger = Ledger(args.out.with_suffix(".groups.jsonl"), settings)
-    measure_missing(studio, ledger, args)
+    settings = json.loads(json.dumps(settings))  # as it will be read back, with lists
+    ledger, runs = Ledger(args.out.with_suffix(".groups.jsonl"), settings), plan.runs(subject)
+    measure_missing(studio, runs, ledger, args.seed, range(groups), prompts, args.shard)
     done = ledger.done()
-    if missing := [n for n in range(args.groups) if str(n) not in done]:
-        print(f"{len(missing)} of {args.groups} groups are still to be measured, by the other shards.")
+    if missing := [n for n in range(groups) if str(n) not in done]:
+        print(f"{len(missing)} of {groups} groups are still to be measured, by the other shards.")
         return 0
-    report([done[str(n)] for n in range(args.groups)], settings, args.out)
+    measured = [done[str(n)] for n in range(groups)]
+    if args.what == "bars":
+        report_bars(measured, settings, args.out)
+    else:
+        report_comparison(plan, runs, measured, settings, args.out)
     return 0
+
+
+def check(args: argparse.Namespace, plan: Plan) -> None:
+    """Raise UsageError for flags that do not go together."""
+    enough = (args.groups is None or args.groups >= 1) and (args.prompts is None or args.prompts >= 2)
+    if not enough:
+        raise UsageError(
+            "An evaluation needs at least one group of two prompts. Raise --groups or --prompts."
+        )
+    if args.out.suffix != ".json":
+        raise UsageError(f"Results are JSON, which {args.out.name} does not end in. Name a file FILE.json.")
+    if plan.ranked and args.calibration is None:
+        raise UsageError(
+            f"--what {args.what} goes by a ranking of layers. Name the folder of one: --calibration FOLDER."
+        )
+    if args.calibration is not None and not plan.ranked:
+        raise UsageError(f"--what {args.what} needs no ranking of layers. Leave out --calibration.")
+
+
+def subject_of(checkpoint: Checkpoint, studio: Studio, calibration: Path | None) -> Subject:
+    """What plans need to know of a model."""
+    layers = checkpoint.config.layers
+    return Subject(
+        recipe=studio.recipe,
+        layers=layers,
+        timesteps=studio.sampler.schedule.timesteps,
+        paper_timesteps=timesteps_of(checkpoint, PAPER_STEPS),
+        ranking=Ranking.read(calibration, layers) if calibration else None,
+    )
+
+
+def timesteps_of(checkpoint: Checkpoint, steps: int) -> Sequence[float]:
+    """What the model is told at the steps of its schedule of this length."""
+    return read_sampler(checkpoint.scheduler, steps).schedule.timesteps
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -92,43 +136,21 @@ def shard(text: str) -> tuple[int, int]:
     return index, count
 
 
-def measure_missing(studio: Studio, ledger: Ledger, args: argparse.Namespace) -> None:
+def measure_missing(
+    studio: Studio,
+    runs: Sequence[Run],
+    ledger: Ledger,
+    seed: int,
+    groups: Sequence[int],
+    prompts: int,
+    shard: tuple[int, int],
+) -> None:
     """Measure this shard's groups that the ledger does not hold, and write each down at once."""
-    index, count = args.shard
-    done = ledger.done()
-    for number in range(index - 1, args.groups, count):
+    index, count = shard
+    done, makes = ledger.done(), {run.name: run.make for run in runs}
+    for number in groups[index - 1 :: count]:
         if str(number) not in done:
             started = time.perf_counter()
-            ledger.add(str(number), measure_group(studio, args.seed, number, args.prompts))
+            ledger.add(str(number), measure_group(studio, makes, seed, number, prompts))
             seconds = time.perf_counter() - started
-            print(f"group {number + 1} of {args.groups}: {seconds:.1f} s", file=sys.stderr, flush=True)
-
-
-def report(groups: Sequence[Measured], settings: Mapping[str, Any], out: Path) -> None:
-    """Print the table, and write the figures and everything behind them."""
-    seed, family = settings["seed"], settings["family"]
-    figures = figures_of(groups, seed)
-    print(f"{settings['model']}, {len(groups)} groups of {settings['prompts']}, seed {seed}")
-    print(table(figures, family))
-    values = {
-        "model": settings["model"],
-        "groups": len(groups),
-        "seed": seed,
-        "figures": {name: as_json(found) for name, found in figures.items()},
-        "bars": {figure.name: [SIGN[figure.better], finite(figure.bar(family))] for figure in FIGURES},
-        "settings": settings,
-        "measured": {name: as_json(found) for name, found in everything_of(groups, seed).items()},
-    }
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(out)
-
-
-def as_json(found: Interval) -> dict[str, float | None]:
-    """An interval for JSON, which has no NaN: null instead."""
-    return {name: finite(value) for name, value in found._asdict().items()}
-
-
-def finite(value: float) -> float | None:
-    """The value, or None where JSON has no word for it."""
-    return value if math.isfinite(value) else None
+            print(f"group {number + 1} of {len(groups)}: {seconds:.1f} s", file=sys.stderr, flush=True)

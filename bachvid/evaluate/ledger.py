@@ -21,13 +21,14 @@ class Ledger:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Opens the file, or begins it; UsageError if it holds results of other settings."""
-        self.path = path
+        self.path, self.settings = path, settings
         self._begin(settings)
         known = self._lines()[0]
         for name in (*known, *settings):
             if known.get(name) != settings.get(name):
                 raise UsageError(
-                    f"{path} holds results of another {name} ({known.get(name)}, not {settings.get(name)}). "
+                    f"{path} holds results of another {name} "
+                    f"({known.get(name)!s:.60}, not {settings.get(name)!s:.60}). "
                     "Delete it, or choose another --out."
                 )
 

@@ -81,6 +81,33 @@ def psnr(a: NDArray, b: NDArray) -> float:
     return CAP if error == 0 else min(CAP, float(10 * np.log10(255.0**2 / error)))
 
 
+def smoothness(frames: Frames) -> float:
+    """How well every second frame is foretold by the two beside it: 1 less the mean distance, of 0..1.
+
+    VBench's motion smoothness (metrics.md 3.6) with plain blending in place of an interpolating network. A
+    video that stands still has 1: see `motion`.
+    """
+    values = frames.astype(np.float64)
+    middles = (values[:-2:2] + values[2::2]) / 2
+    return 1 - float(np.abs(middles - values[1:-1:2]).mean()) / 255
+
+
+def motion(frames: Frames) -> float:
+    """The mean distance of neighbouring frames, of 0..1."""
+    return float(np.abs(np.diff(frames.astype(np.float64), axis=0)).mean()) / 255
+
+
+def jitter(mask: NDArray) -> float:
+    """The mean second difference of where the puppet is, in heights of the picture; NaN if it is ever away.
+
+    `mask` (F, H, W) bool. The puppet is where its pixels are on average.
+    """
+    if not mask.any(axis=(1, 2)).all():
+        return float("nan")
+    places = np.array([np.argwhere(frame).mean(axis=0) for frame in mask])  # F 2
+    return float(np.linalg.norm(np.diff(places, n=2, axis=0), axis=1).mean()) / mask.shape[1]
+
+
 def iou(a: Tensor, b: Tensor) -> float:
     """Intersection over union of two masks; NaN if both are empty."""
     union = int((a | b).sum())
@@ -119,6 +146,15 @@ def true_partners(frame_uv: Tensor, identity_uv: Tensor, grid: Grid) -> Tensor:
     known = (nearest.amin(dim=1, keepdim=True) <= SAME_PLACE) & nearest.isfinite()
     first = torch.arange(grid.frames) * grid.height * grid.width
     return torch.where(known, place + first, -1)
+
+
+def nearest_partner(frame_uv: Tensor, identity_uv: Tensor) -> Tensor:
+    """The identity's token, in any of its frames, that shows the place of each token best, (N,) int64.
+
+    -1 where the identity never shows that place; body coordinates as in `true_partners`.
+    """
+    distance, place = torch.cdist(frame_uv, identity_uv).nan_to_num(nan=torch.inf).min(dim=1)
+    return torch.where(distance <= SAME_PLACE, place, -1)
 
 
 def match_errors(partner: Tensor, truth: Tensor, grid: Grid) -> Tensor:

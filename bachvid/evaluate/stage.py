@@ -1,121 +1,218 @@
-"""One group of the stage world: made alone, together, and with parts of the method taken away."""
+"""One group of the stage world, from its clips to numbers.
+
+A `Scene` is the group: its clips, its noise, and its videos made without the method. A run makes the frame
+videos in its own way; most do so by `Scene.film`, each with a recipe of its own. `measure_group` goes through
+the runs and reads from the pixels what every one of them came to.
+"""
 
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
 
-import torch
-
-from bachvid.evaluate.agreement import Watched, agreement, rightness
-from bachvid.evaluate.metrics import iou, match_errors, mean, token_uv, true_partners
+from bachvid.evaluate.agreement import Watched, agreement, guards, rightness
+from bachvid.evaluate.alone import Alone, pre_run
+from bachvid.evaluate.cost import Meter, paper_cache_gb
+from bachvid.evaluate.metrics import mean
+from bachvid.evaluate.quality import borrowed, mask_quality, match_quality
 from bachvid.evaluate.studio import Studio, together
-from bachvid.method.denoiser import Denoiser, Prompt
 from bachvid.method.frame import FrameVideo
+from bachvid.method.match import Places, match
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted
 from bachvid.method.spans import Parts
 from bachvid.stage.captions import caption
-from bachvid.stage.watch import auc, token_masks
-from bachvid.stage.world import sample_group
+from bachvid.stage.world import Clip, sample_group
+
+Start = Literal["shared", "own"]  # the noise of the identity, or noise of every video's own
+Alter = Callable[["Scene", Sequence[FrameVideo], Sequence[Alone]], None]  # of frame videos and their twins
+Make = Callable[["Scene"], "Shown"]  # what a run is
+
+
+def measure_group(
+    studio: Studio, runs: Mapping[str, Make], seed: int, number: int, prompts: int
+) -> dict[str, float]:
+    """All that is measured of one group of held-out clips, by names such as "ours_shared.psnr_bg".
+
+    Beside the runs, it is told of the videos made without the method how right they are ("vanilla"), how good
+    their masks are ("mask", Eq. 4) and their matches with the identity ("match", Eq. 8).
+    """
+    scene = Scene(studio, seed, number, prompts)
+    measured: dict[str, float] = {}
+    for name, make in runs.items():
+        measured |= within(name, read(scene, make(scene)))
+    measured |= within("vanilla", read_vanilla(scene))
+    measured |= within("mask", read_masks(scene))
+    return measured | within("match", read_matches(scene))
 
 
 @dataclass(frozen=True, eq=False)
-class Alone:
-    """A video made without the method, and what the pre-run saw in it."""
+class Shown:
+    """Frame videos as a run made them."""
 
-    seen: Scouted
-    watched: Watched
-    seconds: float  # until its pixels were there
+    frames: Sequence[Watched]
+    facts: Mapping[str, float] = field(default_factory=dict)  # of their making, such as seconds
+    whole: Sequence[bool] | None = None  # whether nothing was left out in making each; None: nothing was
+    sets: Sequence[Sequence[Watched]] | None = None  # read together; None: the identity with all of them
 
 
-def measure_group(studio: Studio, seed: int, number: int, prompts: int) -> dict[str, float]:
-    """All that is measured of one group of held-out clips, by names such as "ours_shared.psnr_bg".
+class Scene:
+    """A group of held-out clips with its videos, none made before a run asks for it, and none made twice.
 
-    Clips and noise follow from the seed and the group's number. The first prompt makes the identity, which
-    is the same video in every run; the others make frame videos: alone and together, from the noise of the
-    identity ("shared") and from noise of their own. Two more runs, with the shared noise, take a part of
-    the method away.
+    Clips and noise follow from the seed and the group's number. The first clip is the identity's, which is
+    the same video in every run; the others are those of frame videos.
     """
-    rng = random.Random(f"{seed} {number}")
-    clips = sample_group(rng, prompts)
-    noise = rng.sample(range(2**31), prompts)
-    denoiser, recipe = studio.denoiser(), studio.recipe
-    texts = studio.prompts([Parts(*caption(clip)) for clip in clips])
-    identity, *shared = [alone(studio, denoiser, text, noise[0]) for text in texts]
-    own = [alone(studio, denoiser, *start) for start in zip(texts[1:], noise[1:], strict=True)]
 
-    def made(
-        recipe: Recipe, frames: Sequence[Alone], shuffle: torch.Generator | None = None
-    ) -> list[Watched]:
-        videos = together(denoiser, recipe, identity.seen, [frame.seen for frame in frames], shuffle)
-        return [Watched.of(studio.develop(video.take.latents)) for video in videos]
+    def __init__(self, studio: Studio, seed: int, number: int, prompts: int) -> None:
+        self.studio, self.seed, self.number = studio, seed, number
+        rng = self.rng()
+        self.clips = sample_group(rng, prompts)
+        self.noise = rng.sample(range(2**31), prompts)
+        self.denoiser = studio.denoiser()
+        self.texts = studio.prompts([Parts(*caption(clip)) for clip in self.clips])
+        self.alone: dict[Alone, Clip] = {}  # the videos made without the method, and what each should show
+        self.identity = self._make(0, self.noise[0])
+        self._seen: dict[tuple[Alone, Recipe], tuple[Scouted, float]] = {}
+        self._filmed: dict[tuple[Recipe, Start, Alter | None], Shown] = {}
 
-    runs = {
-        "vanilla_shared": [frame.watched for frame in shared],
-        "vanilla_own": [frame.watched for frame in own],
-        "ours_shared": made(recipe, shared),
-        "ours_own": made(recipe, own),
-        "only_background": made(replace(recipe, mode="bg"), shared),
-        "random_match": made(replace(recipe, refresh=False), shared, torch.Generator().manual_seed(noise[0])),
+    def rng(self, purpose: str = "") -> random.Random:
+        """Chance that depends on the seed, the group and the purpose, not on what was drawn before."""
+        return random.Random(f"{self.seed} {self.number} {purpose}".strip())
+
+    @cached_property
+    def shared(self) -> list[Alone]:
+        """The frame videos without the method, from the noise of the identity."""
+        return [self._make(n, self.noise[0]) for n in range(1, len(self.clips))]
+
+    @cached_property
+    def own(self) -> list[Alone]:
+        """The same from noise of their own."""
+        return [self._make(n, self.noise[n]) for n in range(1, len(self.clips))]
+
+    @cached_property
+    def stranger(self) -> Watched:
+        """The identity of the next group."""
+        return Scene(self.studio, self.seed, self.number + 1, len(self.clips)).identity.watched
+
+    def twins(self, start: Start) -> list[Alone]:
+        """What the frame videos are without the method."""
+        return self.shared if start == "shared" else self.own
+
+    def seen(self, video: Alone, recipe: Recipe) -> tuple[Scouted, float]:
+        """What the pre-run of a recipe finds out about a video, and the seconds that it takes."""
+        key = video, what_a_pre_run_knows(recipe)
+        if key not in self._seen:
+            with Meter() as cost:
+                found = pre_run(self.denoiser, recipe, video)
+            self._seen[key] = found, video.clock[found.tau] + cost.seconds
+        return self._seen[key]
+
+    def film(self, recipe: Recipe, start: Start = "shared", alter: Alter | None = None) -> Shown:
+        """The frame videos made by a recipe; `alter` may change what they borrow before they begin."""
+        key = recipe, start, alter
+        if key not in self._filmed:
+            self._filmed[key] = self._film(*key)
+        return self._filmed[key]
+
+    def _film(self, recipe: Recipe, start: Start, alter: Alter | None) -> Shown:
+        grid, identity, twins = self.studio.grid(), self.identity, self.twins(start)
+        (there, _), *seen = [self.seen(video, recipe) for video in (identity, *twins)]
+        places: list[Places] = []
+
+        def prepare(frames: Sequence[FrameVideo]) -> None:
+            if alter is not None:
+                alter(self, frames, twins)
+            places.extend(frame.places for frame in frames)
+
+        with Meter() as cost:
+            made = together(self.denoiser, recipe, there, [here for here, _ in seen], prepare)
+            frames = [self.studio.develop(frame.take.latents) for frame in made]
+        facts = averages([borrowed(p, twin, identity, grid) for p, twin in zip(places, twins, strict=True)])
+        before = mean(seconds for _, seconds in seen)
+        facts |= {
+            "seconds": before + cost.seconds / len(made),
+            "pre_run_seconds": before,
+            "cpu_gb": cost.cpu_gb,
+            "gpu_gb": cost.gpu_gb,
+            "cache_gb": paper_cache_gb(recipe, there),
+        }
+        whole = [frame.note is None for frame in made]
+        return Shown([Watched.of(each) for each in frames], facts, whole)
+
+    def _make(self, n: int, seed: int) -> Alone:
+        video = Alone.made(self.studio, self.denoiser, self.texts[n], seed)
+        self.alone[video] = self.clips[n]
+        return video
+
+
+def what_a_pre_run_knows(recipe: Recipe) -> Recipe:
+    """The recipe without what only a main run asks for: where two are alike, so are masks and features."""
+    return replace(
+        recipe,
+        kv_layers=(),
+        mode="both",
+        branches="cond",
+        inject_steps=None,
+        window="all",
+        min_similarity=None,
+        require_identity_foreground=False,
+        refresh=False,
+        shared_noise=True,
+    )
+
+
+def read(scene: Scene, shown: Shown) -> dict[str, float]:
+    """What a run's videos agree in and show, and the facts of their making.
+
+    `success` is the share of frame videos with a puppet in every frame, in whose making nothing was left out;
+    `left_out` that of those in whose making something was.
+    """
+    sets = shown.sets or [[scene.identity.watched, *shown.frames]]
+    whole = shown.whole or [True] * len(shown.frames)
+    shares = {
+        "success": mean(ok and not video.lost for ok, video in zip(whole, shown.frames, strict=True)),
+        "left_out": mean(not ok for ok in whole),
     }
-    measured: dict[str, float] = {}
-    for name, frames in runs.items():
-        found = agreement([identity.watched, *frames]) | rightness(frames, clips[1:])
-        measured |= within(name, found)
-    every = [identity, *shared, *own]
-    right = rightness([video.watched for video in every], [*clips, *clips[1:]])
-    measured |= within("vanilla", right | {"seconds": mean(video.seconds for video in every)})
-    measured |= within("mask", mask_quality(studio, denoiser, every))
-    return measured | within("match", match_quality(studio, denoiser, identity, [*shared, *own]))
+    agreed = averages([agreement(videos) | guards(videos) for videos in sets])
+    return agreed | rightness(shown.frames, scene.clips[1:]) | shares | dict(shown.facts)
 
 
-def alone(studio: Studio, denoiser: Denoiser, prompt: Prompt, seed: int) -> Alone:
-    """A video made without the method and watched."""
-    started = time.perf_counter()
-    seen = studio.alone(denoiser, prompt, seed)
-    frames = studio.develop(seen.take.latents)
-    seconds = time.perf_counter() - started
-    return Alone(seen, Watched.of(frames), seconds)
+def read_vanilla(scene: Scene) -> dict[str, float]:
+    """Whether the videos made without the method show what was asked for, and the seconds each took."""
+    right = rightness([video.watched for video in scene.alone], list(scene.alone.values()))
+    return right | {"seconds": mean(video.cost.seconds for video in scene.alone)}
 
 
-def mask_quality(studio: Studio, denoiser: Denoiser, videos: Sequence[Alone]) -> dict[str, float]:
-    """How the pre-run's masks (Eq. 4) lie on the puppets of the same videos: `iou`, and `auc` of the scores.
-
-    A token is puppet where at least half of its pixels are, over all frames that it stands for.
-    """
-    ious, aucs = [], []
-    for video in videos:
-        truth = token_masks(video.watched.reading.mask[None].float(), studio.grid())[0]
-        ious.append(iou(video.seen.mask.cpu(), truth))
-        background, character = studio.scores(denoiser, video.seen).cpu()
-        aucs.append(auc(character - background, truth) if truth.any() else float("nan"))
-    return {"iou": mean(ious), "auc": mean(aucs)}
+def read_masks(scene: Scene) -> dict[str, float]:
+    """How good the masks of the studio's recipe are (see `mask_quality`)."""
+    studio, denoiser = scene.studio, scene.denoiser
+    found = []
+    for video in scene.alone:
+        seen, _ = scene.seen(video, studio.recipe)
+        scores = studio.scores(denoiser, video.take.prompt, video.trajectory)
+        found.append(mask_quality(seen.mask, scores, video))
+    return averages(found)
 
 
-def match_quality(
-    studio: Studio, denoiser: Denoiser, identity: Alone, frames: Sequence[Alone]
-) -> dict[str, float]:
-    """How near the partners found at tau (Eq. 8) are to the true ones, over the tokens that show the puppet.
+def read_matches(scene: Scene) -> dict[str, float]:
+    """How good the matches with the identity are, by the studio's recipe (see `match_quality`)."""
+    recipe, grid = scene.studio.recipe, scene.studio.grid()
+    there, _ = scene.seen(scene.identity, recipe)
+    found = []
+    for video in scene.alone:
+        if video is not scene.identity:
+            here, _ = scene.seen(video, recipe)
+            partner = match(here.features, there.features, grid, recipe).partner
+            found.append(match_quality(partner, video, scene.identity, grid))
+    return averages(found)
 
-    `pck1` is the share within one token, `mse` the mean squared distance in tokens, and `mse_same_place`
-    that of taking every token's own place for its partner.
-    """
-    grid = studio.grid()
-    found: dict[str, list[float]] = {"pck1": [], "mse": [], "mse_same_place": []}
-    there = token_uv(identity.watched.reading.mask, identity.watched.reading.uv, grid)
-    for frame in frames:
-        here = token_uv(frame.watched.reading.mask, frame.watched.reading.uv, grid)
-        matches = FrameVideo(denoiser, studio.recipe, frame.seen, identity.seen).matches
-        truth = true_partners(here, there, grid)
-        errors = match_errors(matches.partner.cpu(), truth, grid)
-        same_place = match_errors(torch.arange(grid.tokens), truth, grid)
-        found["pck1"].append((errors <= 1).double().mean().item())
-        found["mse"].append(errors.mean().item())
-        found["mse_same_place"].append(same_place.mean().item())
-    return {name: mean(values) for name, values in found.items()}
+
+def averages(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every value, by its name; what is not a number is left out."""
+    return {name: mean(each[name] for each in measured) for name in measured[0]}
 
 
 def within(run: str, measured: Mapping[str, float]) -> dict[str, float]:

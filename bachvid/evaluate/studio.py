@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,14 @@ from bachvid.method.frame import FrameVideo
 from bachvid.method.group import Group
 from bachvid.method.prompts import encode_prompts
 from bachvid.method.recipe import Recipe
-from bachvid.method.scout import Scouted, look_at, scout
+from bachvid.method.scout import Scouted, look_at
 from bachvid.method.spans import Parts
 from bachvid.models.checkpoint import Checkpoint
 from bachvid.models.grid import Grid
 from bachvid.models.parts import VAE, Model
 from bachvid.models.text import TextEncoder
 from bachvid.pictures.frames import Frames, to_frames
-from bachvid.sampling.loop import denoise
 from bachvid.sampling.sampler import Sampler, read_sampler
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +75,18 @@ class Studio:
         """The tokens of a video."""
         return self.model.grid(torch.empty(self.shape, device="meta"))
 
-    def alone(self, denoiser: Denoiser, prompt: Prompt, seed: int) -> Scouted:
-        """A video without the method, made to its end, with what the pre-run saw on the way."""
-        seen = result(scout(denoiser, self.recipe, prompt, seed))
-        for _ in denoise(denoiser.vanilla, [seen.take], denoiser.sampler, range(seen.tau, denoiser.steps)):
-            seen.trajectory.append(seen.take.latents)
-        return seen
-
-    def scores(self, denoiser: Denoiser, seen: Scouted) -> Tensor:
-        """What the mask of a video made alone was decided by, (2, N): see `mask.foreground`."""
+    def scores(self, denoiser: Denoiser, prompt: Prompt, trajectory: Sequence[Tensor]) -> Tensor:
+        """What the mask of a video is decided by at `tau_mask`, (2, N): see `mask.foreground`."""
         step = self.recipe.tau_mask
-        look = look_at(denoiser, self.recipe, seen.take.prompt, seen.trajectory[step], step)
+        look = look_at(denoiser, self.recipe, prompt, trajectory[step], step)
         return torch.stack([mass.scores for mass in look.masses.values()]).sum(0)
+
+    @torch.no_grad()
+    def seen_through(self, video: Tensor) -> Tensor:
+        """Videos (B, 3, F, H, W) in [-1, 1] as the autoencoder shows them."""
+        device = next(self.parts.parameters()).device
+        latents = (self.vae.to_latents(each[None].to(device)) for each in video)
+        return torch.cat([self.vae.to_video(each) for each in latents]).cpu()
 
     @torch.no_grad()
     def develop(self, latents: Tensor) -> Frames:
@@ -102,17 +99,16 @@ def together(
     recipe: Recipe,
     identity: Scouted,
     others: Sequence[Scouted],
-    shuffle: torch.Generator | None = None,
+    change: Callable[[Sequence[FrameVideo]], None] | None = None,
 ) -> list[FrameVideo]:
     """The videos that `others` are without the method, made again with it; each starts from its own noise.
 
-    With `shuffle`, the identity's foreground tokens stand in a random order where the matches would.
+    `change` may alter the frame videos before their first step. Videos whose numbers overflow are NaN.
     """
     group = Group(denoiser, recipe, [], [], identity)  # no prompts: the pre-runs are over
     group.frames = [FrameVideo(denoiser, recipe, each, identity) for each in others]
-    if shuffle is not None:
-        for frame in group.frames:
-            mislead(frame, shuffle)
+    if change is not None:
+        change(group.frames)
     try:
         for _ in group.run():
             pass
@@ -120,21 +116,3 @@ def together(
         for frame in group.frames:
             frame.take.latents = torch.full_like(frame.take.latents, torch.nan)
     return group.frames
-
-
-def mislead(frame: FrameVideo, shuffle: torch.Generator) -> None:
-    """Exchange the partners of a frame video's tokens for others of the identity's foreground, at random."""
-    matched, there = frame.places.matched, frame.identity.mask.nonzero()[:, 0]
-    if len(matched):
-        order = there[torch.randperm(len(there), generator=shuffle).to(there.device)]
-        turns = torch.arange(len(matched), device=there.device) % len(order)
-        frame.places = replace(frame.places, partners=order[turns])
-
-
-def result(steps: Generator[Any, None, T]) -> T:
-    """What a generator returns, once it has been walked to its end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value

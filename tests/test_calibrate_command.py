@@ -1,0 +1,165 @@
+"""`bachvid calibrate` from prompts to a preset, on random models of both families, and its sentences."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_stage import small_model
+from stage_models import random_model
+
+from bachvid.__main__ import main
+from bachvid.calibrate.analysis import Analysis
+from bachvid.calibrate.command import begin
+from bachvid.calibrate.estimate import estimate
+from bachvid.calibrate.procedure import Found, Rules, calibrate
+from bachvid.calibrate.record import write_record
+from bachvid.calibrate.truth import Seen, StageJudge
+from bachvid.console import Console
+from bachvid.evaluate.studio import Studio
+from bachvid.method.recipe import load_preset, own_recipe
+from bachvid.method.spans import Parts
+from bachvid.models.checkpoint import open_checkpoint
+from bachvid.models.cogvideox_checkpoint import CogVideoXCheckpoint
+from bachvid.models.cogvideox_vae import CHECKPOINTS
+from bachvid.models.grid import Grid
+from bachvid.models.wan_checkpoint import WanCheckpoint
+from bachvid.models.wan_vae import WAN_2_1
+from bachvid.pictures.frames import Frames
+from bachvid.sampling.sampler import read_sampler
+from bachvid.stage.captions import caption
+from bachvid.stage.world import sample_group
+
+STEPS = 3
+RULES = Rules(ratio=0.7, most=15, match_count=2, vital="top", vital_count=1)
+
+
+class Box:
+    """Says that the character fills the left half of every frame, and that one token moved by one."""
+
+    about = "a box"
+
+    def see(self, name: str, frames: Frames, parts: Parts) -> Seen:
+        mask = torch.zeros(frames.shape[:3], dtype=torch.bool)
+        mask[:, :, : frames.shape[2] // 2] = True
+        return Seen(mask, None)
+
+    def partners(self, frame: Seen, identity: Seen, grid: Grid) -> torch.Tensor:
+        partners = torch.full((grid.tokens, grid.frames), -1)
+        partners[1] = torch.arange(grid.frames) * grid.height * grid.width
+        return partners
+
+
+def small(folder: Path, name: str) -> Path:
+    """A random model of three layers, for small videos."""
+    if name == "tiny-cogvideox":
+        return small_model(folder)
+    random_model(folder, name, layers=3)
+    (folder / "training.json").write_text(json.dumps({"videos": {"size": [48, 32], "frames": 3, "fps": 8}}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["tiny-cogvideox", "tiny-wan"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+def analysis_of(model: Path, out: Path, seed: int = 0) -> Analysis:
+    checkpoint = open_checkpoint(model)
+    timesteps = read_sampler(checkpoint.scheduler, STEPS).schedule.timesteps
+    recipe = own_recipe(model, checkpoint.family, 3).at(timesteps)
+    groups = [sample_group(random.Random(n), 2, held_out=False) for n in range(2)]
+    stories = [[Parts(*caption(clip)) for clip in group] for group in groups]
+    studio = Studio.open(checkpoint, recipe, "cpu")
+    return begin(studio, Box(), StageJudge(), stories, seed, out, model, fps=8)
+
+
+def found_in(model: Path, out: Path) -> Found:
+    return calibrate(analysis_of(model, out), Console(), RULES, left_out=2)
+
+
+def test_from_prompts_to_a_preset_and_a_page(model: Path, tmp_path: Path) -> None:
+    analysis, found = analysis_of(model, tmp_path / "out"), found_in(model, tmp_path / "out")
+    page = write_record(analysis, found, tmp_path / "preset.json")
+    recipe = load_preset(tmp_path / "preset.json")
+    assert recipe == found.recipe == load_preset(tmp_path / "out" / "preset.json")
+    assert recipe.steps == STEPS and len(recipe.match_layers) <= 2 and len(recipe.kv_layers) == 1
+    timesteps = analysis.studio.sampler.schedule.timesteps
+    assert (
+        recipe.mask_level == timesteps[recipe.tau_mask] and recipe.match_level == timesteps[recipe.tau_match]
+    )
+    selection = json.loads((tmp_path / "out" / "selection.json").read_text())
+    assert selection["mask"]["layers"] == list(recipe.mask_layers)
+    assert selection["mask"]["layers_0based"] == [n - 1 for n in recipe.mask_layers]
+    acts = json.loads((tmp_path / "out" / "figures" / "acts.json").read_text())
+    assert acts["chosen"]["change"] > 0 and set(acts["others"]["layers"]).isdisjoint(recipe.kv_layers)
+    pictures = {path.name for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert pictures == {"mask_grid.png", "match_grid.png", "skip_sheet.png"}
+    assert "<html" in page.read_text() and len(list((tmp_path / "out" / "videos").iterdir())) == 4
+
+
+def test_a_calibration_that_was_stopped_goes_on(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = found_in(model, out)
+    lines = (out / "without.jsonl").read_text().splitlines()
+    (out / "without.jsonl").write_text("\n".join(lines[:4]) + '\n{"of": "1/2", "mea')  # killed while writing
+    (out / "groups" / "001.safetensors").unlink()
+    kept = (out / "groups" / "000.safetensors").stat().st_mtime_ns
+    again = found_in(model, out)
+    assert again.recipe == whole.recipe and again.selections == whole.selections
+    assert (out / "groups" / "000.safetensors").stat().st_mtime_ns == kept
+    with pytest.raises(ValueError, match="another seed"):
+        analysis_of(model, out, seed=1)
+
+
+def test_mistakes_are_told_before_any_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out"), "--steps", "2", "--groups", "1"]
+    assert main(["calibrate", str(model), *out, "--device", "nonsense"]) == 2
+    assert main(["calibrate", str(model), *out, "--truth", str(tmp_path)]) == 2
+    assert "aesthetic" in capsys.readouterr().err
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for part in model.iterdir():
+        if part.name != "training.json":
+            (foreign / part.name).symlink_to(part)
+    assert main(["calibrate", str(foreign), *out]) == 2
+    assert "--stories" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_without_a_character_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_model(tmp_path / "model")  # nothing red is ever in its videos
+    flags = ["--steps", "2", "--groups", "1", "--left-out", "1", "--out", str(tmp_path / "out")]
+    assert main(["calibrate", str(model), *flags]) == 2
+    assert "No character is found in the videos" in capsys.readouterr().err
+
+
+def test_a_plan_costs_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", str(model), "--plan", "--out", str(tmp_path / "out")]) == 0
+    assert "TFLOP" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "vae", "tokens", "tflop", "weights"),
+    [
+        (CogVideoXCheckpoint, "cogvideox-5b", CHECKPOINTS["cogvideox-5b"], 17_550, 332.2, 11.1),
+        (WanCheckpoint, "wan2.1-t2v-14b", WAN_2_1, 32_760, 1678.4, 28.6),
+    ],
+)
+def test_the_cost_of_published_models(
+    kind: Any, name: str, vae: Any, tokens: int, tflop: float, weights: float
+) -> None:
+    """performance.md 1.1 counted the same arithmetic by hand."""
+    nowhere = Path("nowhere")
+    checkpoint = kind("original", kind.published[name], vae, {}, nowhere, nowhere, nowhere)
+    cost = estimate(checkpoint, 50, 8, 2, 8, 4, torch.bfloat16)
+    assert cost.tokens == tokens and cost.forward / 1e12 == pytest.approx(tflop, rel=1e-3)
+    assert cost.observe == 8 * 2 * 50 * 2 and cost.leave_out == 8 * checkpoint.config.layers * 100
+    assert cost.memory / 1e9 > weights and cost.disk > 0
+    assert f"{tokens:,} tokens" in cost.sentence(4e14)
