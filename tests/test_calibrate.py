@@ -188,6 +188,16 @@ def test_mask_layers_reach_a_share_of_the_best_and_beat_the_trivial_mask() -> No
     assert select.mask_layers(iou, floor=1.0, ratio=0.7, most=15) == ()
 
 
+def test_layers_join_as_long_as_they_gain_together() -> None:
+    together = {(1,): 0.5, (2,): 0.6, (3,): 0.4, (1, 2): 0.595, (2, 3): 0.8, (1, 2, 3): 0.805}
+
+    def fused(layers: tuple[int, ...]) -> np.ndarray:
+        return np.array([[0.0, together[layers]], [np.nan, together[layers]]])
+
+    assert select.grow(fused, layers=3, most=15) == (2, 3)
+    assert select.grow(fused, layers=3, most=1) == (2,)
+
+
 def test_match_layers_are_the_lowest_and_beat_no_movement() -> None:
     mse = profile(9.0, 2.0, 5.0, 1.0)
     assert select.match_layers(mse, ceiling=8, count=3, window=(0, 4)) == (2, 3, 4)
@@ -227,8 +237,7 @@ def test_stability_tells_a_sure_layer_from_a_borderline_one() -> None:
     iou = profile(1.0, 0.7, 0.1, videos=40)
     iou[::2, :, 1] = 0.6
     iou[1::2, :, 1] = 0.8
-    pick = lambda values: select.mask_layers(values, 0.0, 0.7, 15)  # noqa: E731
-    shares = select.stability(pick, iou, seed=0)
+    shares = select.stability(lambda draw: select.mask_layers(iou[draw], 0.0, 0.7, 15), 40, 3, seed=0)
     assert shares[1] == 1 and shares[3] == 0 and 0.2 < shares[2] < 0.8
     assert select.Selection("r", {}, (1,), bootstrap=shares).borderline == (2,)
 

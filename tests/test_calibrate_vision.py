@@ -50,6 +50,7 @@ from bachvid.calibrate.features import (
     by_latent_frame,
     cells,
     known_well,
+    likeness,
     middle_frames,
     mutual_partners,
     sure_pairs,
@@ -289,12 +290,13 @@ def refuse(*args):
 socket.getaddrinfo = socket.socket.connect = refuse
 import numpy as np
 from bachvid.calibrate import aesthetic, features, prepare, pretrained, segment, vision
+from bachvid.calibrate.features import likeness
 features, frames = features.Dinov2(), np.zeros((2, 28, 42, 3), np.uint8)
 pretrained.load_tokenizer(pretrained.DETECTOR, pretrained.DETECTOR.usual)
 try:
     pretrained.load(pretrained.SEGMENTER, pretrained.SEGMENTER.usual)
 except pretrained.WeightsError:
-    print(features.about, round(features.likeness(frames, frames), 4), reached)
+    print(features.about, round(likeness(features.classes(frames), features.classes(frames)), 4), reached)
 """
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     root = Path(__file__).resolve().parents[1]
@@ -617,13 +619,13 @@ def test_dinov2_finds_what_moved(blind_dinov2: Path) -> None:
 def test_dinov2_judges_whole_frames(dinov2: Path) -> None:
     features = Dinov2(str(dinov2))
     a, b = noise(10, 32, 48), noise(10, 32, 48, seed=1)
-    assert features.likeness(a, a) == pytest.approx(1)
+    assert likeness(features.classes(a), features.classes(a)) == pytest.approx(1)
     with torch.no_grad():
         ours, theirs = (
             features.model(prepare.for_dinov2(video, 224, 336)).last_hidden_state[:, 0] for video in (a, b)
         )
     expected = (F.normalize(ours) * F.normalize(theirs)).sum(1).mean().item()
-    assert features.likeness(a, b) == pytest.approx(expected, abs=1e-5)
+    assert likeness(features.classes(a), features.classes(b)) == pytest.approx(expected, abs=1e-5)
     assert expected < 0.999
 
 
@@ -811,6 +813,7 @@ def test_truth_joins_a_masker_and_a_matcher(tmp_path: Path, blind_dinov2: Path) 
 def test_scores_join_a_head_and_dinov2(tmp_path: Path, clip: Path, dinov2: Path) -> None:
     aesthetic, features = Aesthetic(heads(tmp_path)[0], str(clip)), Dinov2(str(dinov2))
     judge, frames, other = VisionJudge(aesthetic, features), noise(2, 32, 48), noise(2, 32, 48, seed=1)
-    assert judge.quality(frames) == aesthetic(frames)
-    assert judge.likeness(frames, other) == features.likeness(frames, other)
+    video, twin = judge.judge(frames), judge.judge(other)
+    assert video.quality == aesthetic(frames)
+    assert judge.likeness(video, twin) == likeness(features.classes(frames), features.classes(other))
     assert judge.about == f"the aesthetic head v1.pth on CLIP ({clip}); DINOv2 ({dinov2})"

@@ -15,7 +15,7 @@ from torch import Tensor
 from bachvid.calibrate.observe import Observed, fused_partners, observe
 from bachvid.calibrate.profile import Array, MatchScores, fused_ious, match_scores
 from bachvid.calibrate.select import Layers
-from bachvid.calibrate.truth import Judge, Truth, seen_tokens
+from bachvid.calibrate.truth import Judge, Judged, Truth, seen_tokens
 from bachvid.calibrate.vital import change, made_without
 from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.studio import Studio, together
@@ -125,7 +125,7 @@ class Analysis:
             full = None
             for layer in range(len(self.studio.model.blocks) + 1):  # 0: nothing is left out
                 if f"{number}/{layer}" not in done:
-                    full = self.video(number, 0) if full is None else full
+                    full = full or self.judge.judge(self.video(number, 0))
                     self.ledger.add(f"{number}/{layer}", self._scored(number, layer, full))
                 yield number, layer
 
@@ -164,15 +164,14 @@ class Analysis:
         final = load_file(self._path("groups", group))["trajectory"][number, -1:]
         return self.studio.develop(final.to(self.device))
 
-    def _scored(self, number: int, layer: int, full: Frames) -> dict[str, float]:
-        started = time.perf_counter()
-        frames = full
+    def _scored(self, number: int, layer: int, full: Judged) -> dict[str, float]:
+        started, judged = time.perf_counter(), full
         if layer:
             latents = made_without(self.studio, self.prompts(number)[0], self.seeds(number)[0], layer)
             write(self._path(f"without-{layer}", number), save({"latents": latents.cpu().contiguous()}))
-            frames = self.studio.develop(latents)
-        scores = {"quality": self.judge.quality(frames), "likeness": self.judge.likeness(full, frames)}
-        return {**scores, "seconds": time.perf_counter() - started}
+            judged = self.judge.judge(self.studio.develop(latents))
+        likeness = self.judge.likeness(full, judged)
+        return {"quality": judged.quality, "likeness": likeness, "seconds": time.perf_counter() - started}
 
     def _scouted(self, recipe: Recipe, prompt: Prompt, seed: int, trajectory: list[Tensor]) -> Scouted:
         """What a pre-run with this recipe sees of a video that is known to its end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from bachvid.calibrate.profile import (
     random_mse,
     same_place_scores,
 )
-from bachvid.calibrate.select import Layers, Selection, mean
+from bachvid.calibrate.select import Draw, Layers, Selection, mean
 from bachvid.errors import UsageError
 from bachvid.models.grid import Grid
 
@@ -58,7 +58,7 @@ class Evidence:
         timesteps = analysis.studio.sampler.schedule.timesteps
         together = MatchScores.joined(matches), MatchScores.joined(still)
         share = sum(shares) / len(shares)
-        seed, fused = analysis.seed, analysis.fused_ious
+        seed, fused = analysis.seed, cache(analysis.fused_ious)
         return cls(np.concatenate(ious), *together, share, grid, timesteps, seed, fused)
 
     def of_layers(self, better: str, values: Array, window: tuple[int, int]) -> dict[str, Any]:
@@ -80,13 +80,28 @@ class Evidence:
         }
 
 
+MASK_RULES = {
+    "ratio": "layers within a share of the best mean IoU",
+    "fused": "layers joined as long as their masks together gain",
+}
+
+
 def choose_masks(
-    evidence: Evidence, ratio: float = 0.7, most: int = MOST_LAYERS
+    evidence: Evidence, rule: str = "ratio", ratio: float = 0.7, most: int = MOST_LAYERS
 ) -> tuple[Selection, dict[str, Any]]:
-    """The mask layers and tau (Section 3.2, appendix B.1), and what Figure 2 shows of them."""
+    """The mask layers and tau (Section 3.2, appendix B.1), and what Figure 2 shows of them.
+
+    `rule` is the paper's ("ratio") or ours ("fused"), of MASK_RULES.
+    """
     iou, share = evidence.iou, evidence.share
-    pick = partial(select.mask_layers, floor=share, ratio=ratio, most=most)
-    layers = pick(iou)
+    count = iou.shape[-1]
+
+    def pick(draw: Draw) -> Layers:
+        if rule == "fused":
+            return select.grow(lambda layers: evidence.fused_ious(layers)[draw], count, most)
+        return select.mask_layers(iou[draw], share, ratio, most)
+
+    layers = pick(np.arange(len(iou)))
     warnings = []
     if not layers:
         layers = (int(np.nanargmax(mean(iou, (0, 1)))) + 1,)
@@ -107,12 +122,12 @@ def choose_masks(
         "baselines": {"all foreground": share, "coin": share / (1 + share)},
     }
     return Selection(
-        rule="layers within a share of the best mean IoU; first step near the best fused IoU",
+        rule=f"{MASK_RULES[rule]}; first step near the best fused IoU",
         parameters={"ratio": ratio, "most": most, "share_of_maximum": 0.95},
         layers=layers,
         tau=tau,
         timestep=float(evidence.timesteps[tau]),
-        bootstrap=select.stability(pick, iou, evidence.seed),
+        bootstrap=select.stability(pick, len(iou), count, evidence.seed),
         tau_interval=select.tau_interval(select.first_high, fused, evidence.seed),
         warnings=tuple(warnings),
     ), figure
@@ -122,8 +137,11 @@ def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, A
     """The match layers, without tau, which needs them all together; and what Figure 3 shows of each."""
     found, ceiling = evidence.matches, float(np.nanmean(evidence.still.mse))
     window = select.calm_window(found.mse)
-    pick = partial(select.match_layers, ceiling=ceiling, count=count, window=window)
-    layers = pick(found.mse)
+
+    def pick(draw: Draw) -> Layers:
+        return select.match_layers(found.mse[draw], ceiling, count, window)
+
+    layers = pick(np.arange(len(found.mse)))
     warnings = []
     if not layers:
         layers = (int(np.nanargmin(mean(found.mse, (0, 1)))) + 1,)
@@ -145,7 +163,7 @@ def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, A
         rule="layers of the lowest mean error; first step near the lowest fused error",
         parameters={"count": count, "first_step": window[0], "last_step": window[1], "factor": 1.05},
         layers=layers,
-        bootstrap=select.stability(pick, found.mse, evidence.seed),
+        bootstrap=select.stability(pick, len(found.mse), found.mse.shape[-1], evidence.seed),
         warnings=tuple(warnings),
     ), figure
 
@@ -206,14 +224,15 @@ def choose_vital(
         "overlap": select.overlap(layers, alike),
         "content_only": [n for n in alike if costs[n - 1] <= np.median(costs)],
     }
-    draws = [
-        _vital(drops["q"][draw], rule, count, seed) for draw in select.resamples(len(quality), seed)[:100]
-    ]
+
+    def pick(draw: Draw) -> Layers:
+        return _vital(drops["q"][draw], rule, count, seed)
+
     return Selection(
         rule=VITAL_RULES[rule],
         parameters={"count": count, "deviations": 3.0, "p": 0.01},
         layers=layers,
-        bootstrap={n: sum(n in draw for draw in draws) / len(draws) for n in numbers},
+        bootstrap=select.stability(pick, len(quality), len(numbers), seed, draws=100),  # each flips coins
         warnings=tuple(warnings),
     ), figure
 

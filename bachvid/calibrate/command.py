@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bachvid.calibrate.analysis import Analysis
-from bachvid.calibrate.choose import MOST_LAYERS, VITAL_RULES
+from bachvid.calibrate.choose import MASK_RULES, MOST_LAYERS, VITAL_RULES
 from bachvid.calibrate.estimate import estimate
 from bachvid.calibrate.procedure import CHECKED, Rules, calibrate
 from bachvid.calibrate.provide import add_arguments as add_truth
@@ -32,7 +32,8 @@ from bachvid.stage.captions import caption
 from bachvid.stage.world import sample_group
 from bachvid.story import find_model, read_stories
 
-TFLOPS = 400.0  # about what an H100 makes of a large video transformer in bf16
+# What a plan assumes: about what an H100 makes of a large model in bf16, and two CPU cores of a small one.
+TFLOPS = {"cuda": 400.0, "cpu": 0.03}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--left-out", type=int, default=16, metavar="N", help="videos made without each layer: 16")
     flag("--steps", type=int, metavar="N", help="denoising steps; the preset's")
     flag("--seed", type=int, default=0, help="of the groups and their noise: 0")
+    flag("--masks", choices=MASK_RULES, default="ratio", help="the rule for mask layers, the paper's: ratio")
     flag("--ratio", type=float, default=0.7, help="of the best IoU, that mask layers reach: 0.7")
     flag("--most-layers", type=int, default=MOST_LAYERS, metavar="N", help=f"for masks: {MOST_LAYERS}")
     flag("--match-layers", type=int, metavar="N", help="how many; as many as mask layers")
@@ -68,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--dtype", choices=DTYPES, help="of the denoiser")
     flag("--device", help="cpu, cuda, cuda:1, mps; the fastest there is")
     flag("--plan", action="store_true", help="only say what it will cost")
-    flag("--tflops", type=float, default=TFLOPS, help=f"that the device makes, for the plan: {TFLOPS:g}")
+    assumed = ", ".join(f"{value:g} on {device}" for device, value in TFLOPS.items())
+    flag("--tflops", type=float, metavar="X", help=f"that the device makes, for the plan: {assumed}")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -81,7 +84,9 @@ def main(args: argparse.Namespace) -> int:
     recipe = recipe.at(read_sampler(checkpoint.scheduler, args.steps or recipe.steps).schedule.timesteps)
     left_out = min(args.left_out, len(stories))
     cost = estimate(checkpoint, recipe.steps, len(stories), len(stories[0]), left_out, CHECKED, dtype)
-    console.say(f"{folder.name}: {cost.sentence(args.tflops * 1e12)}")
+    console.say(
+        f"{folder.name}: {cost.sentence((args.tflops or TFLOPS.get(device.type, TFLOPS['cpu'])) * 1e12)}"
+    )
     if args.plan:
         return 0
     with console.stage("load"):
@@ -89,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
         out = args.out or Path("calibrations") / folder.name
         truth, judge = find_truth(args, is_of_stage(folder), device, console.say)
         analysis = begin(studio, truth, judge, stories, args.seed, out, folder, checkpoint.format.fps)
-    rules = Rules(args.ratio, args.most_layers, args.match_layers, args.vital, args.vital_layers)
+    rules = Rules(args.masks, args.ratio, args.most_layers, args.match_layers, args.vital, args.vital_layers)
     found = calibrate(analysis, console, rules, left_out)
     with console.stage("pictures"):
         page = write_record(analysis, found, args.preset or folder / "preset.json")

@@ -32,17 +32,17 @@ class Cost(NamedTuple):
     def forwards(self) -> int:
         return self.observe + self.fuse + self.leave_out + self.check
 
-    def hours(self, flops: float) -> float:
+    def minutes(self, flops: float) -> float:
         """The time it all takes at `flops` floating-point operations a second."""
-        return self.forwards * self.forward / flops / 3600
+        return self.forwards * self.forward / flops / 60
 
     def sentence(self, flops: float) -> str:
         """The cost for people."""
-        hours = f"{self.hours(flops):.3g} hours at {flops / 1e12:g} TFLOP/s"
+        minutes = f"{self.minutes(flops):,.0f} minutes at {flops / 1e12:g} TFLOP/s"
         parts = f"{self.observe:,} to observe, {self.fuse:,} to fuse, {self.leave_out:,} without a layer"
         return (
             f"{self.forwards:,} forwards of {self.tokens:,} tokens ({parts}, {self.check:,} to check), "
-            f"{self.forward / 1e12:,.3g} TFLOP each: {hours}; "
+            f"{self.forward / 1e12:,.3g} TFLOP each: {minutes}; "
             f"{self.disk / 1e9:.2f} GB on disk, {self.memory / 1e9:.1f} GB for the denoiser"
         )
 

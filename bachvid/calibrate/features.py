@@ -69,11 +69,6 @@ class Dinov2:
         maps = reduce(patches, "f (h y w x) c -> f (h w) c", "mean", **box)
         return F.normalize(by_latent_frame(maps, grid.frames), dim=-1).flatten(0, 1)
 
-    def likeness(self, frames: Frames, other: Frames) -> float:
-        """The cosine of the class tokens of two videos, frame by frame, on average (Eq. 15)."""
-        ours, theirs = (self.classes(video) for video in (frames, other))
-        return F.cosine_similarity(ours, theirs).mean().item()
-
     def classes(self, frames: Frames) -> Tensor:
         """The class token of every frame after the final norm, (F, C), at 224x336 for a 3:2 video."""
         size = in_steps(frames, SIDE, self.patch)
@@ -84,6 +79,11 @@ class Dinov2:
         for start in range(0, len(frames), BATCH):
             pictures = for_dinov2(frames[start : start + BATCH], height, width)
             yield self.model(pictures.to(self.device))
+
+
+def likeness(ours: Tensor, theirs: Tensor) -> float:
+    """The cosine of the class tokens (F, C) of two videos, frame by frame, on average (Eq. 15)."""
+    return F.cosine_similarity(ours, theirs).mean().item()
 
 
 class EfficientLoFTR:

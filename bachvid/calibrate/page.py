@@ -163,7 +163,12 @@ def told(name: str, values: Values) -> str:
             f"Layers that change the content and keep the quality: {only}."
         )
     if name == "acts":
-        ours, others = (values[side] for side in ("chosen", "others"))
+        ours, others = values["chosen"], values.get("others")
+        if others is None:
+            far = text(ours["change"])
+            return (
+                f"Injection moves the videos by {far}. All layers are chosen: there are no others to compare."
+            )
         far, near = (f"{text(side['change'])} ({text(side['interval'])})" for side in (ours, others))
         clear = "They act." if ours["interval"][0] > others["interval"][1] else "The difference is not clear."
         return f"Injection at the chosen layers moves the videos by {far}, at other layers by {near}. {clear}"
@@ -175,12 +180,11 @@ def told(name: str, values: Values) -> str:
 def tables(name: str, values: Values) -> list[str]:
     """The numbers of a figure; the chosen layers and tau stand out."""
     if name == "acts":
-        sides = [values["chosen"], values["others"]]
+        names = [name for name in ("chosen", "others") if name in values]
+        sides = [values[name] for name in names]
         columns = {key: [side[key] for side in sides] for key in ("change", "interval")}
         layers = [ranges(side["layers"]) for side in sides]
-        return [
-            table({"injected at": ["chosen", "others"], **columns, "layers": layers}, ["chosen"], "change")
-        ]
+        return [table({"injected at": names, **columns, "layers": layers}, ["chosen"], "change")]
     if name == "vital":
         quality, likeness = values["quality"], values["likeness"]
         columns = {

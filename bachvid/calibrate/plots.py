@@ -165,9 +165,10 @@ def left_out(values: Values) -> Figure:
 
 
 def closing_check(values: Values) -> Figure:
-    """How far injection moves the videos, at the chosen layers and at others."""
+    """How far injection moves the videos, at the chosen layers and at others, where there are others."""
     figure, axes = panels(1.7, 1, 1)
-    for name, where, colour in (("others", "other layers", FAINT), ("chosen", "chosen layers", BLUE)):
+    sides = (("others", "other layers", FAINT), ("chosen", "chosen layers", BLUE))
+    for name, where, colour in (side for side in sides if side[0] in values):
         axes.barh(where, values[name]["change"], 0.5, color=colour, alpha=0.35)
         axes.hlines(where, *values[name]["interval"], color=colour, linewidth=2)
     axes.set(xlim=(0, None), xlabel="distance from the videos without injection")

@@ -22,6 +22,7 @@ CHECKED = 4  # groups that the closing check makes again
 class Rules:
     """How layers are chosen; see `select` and `choose`."""
 
+    masks: str  # one of MASK_RULES
     ratio: float  # of the best layer's IoU
     most: int  # mask layers
     match_count: int | None  # as many as mask layers
@@ -48,7 +49,7 @@ def calibrate(analysis: Analysis, console: Console, rules: Rules, left_out: int)
         for _ in console.follow(analysis.learn(), total, "truth"):
             pass
     evidence = Evidence.of(analysis)
-    mask, mask_figure = choose_masks(evidence, rules.ratio, rules.most)
+    mask, mask_figure = choose_masks(evidence, rules.masks, rules.ratio, rules.most)
     match, match_figure = rank_matches(evidence, rules.match_count or len(mask.layers))
     with console.stage("fuse"):
         fused = list(console.follow(analysis.fuse(match.layers), total, "matches"))

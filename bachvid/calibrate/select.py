@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bachvid.calibrate.profile import Array
 
 RESAMPLES = 500
 SURE = (0.2, 0.8)  # a layer that resamples pick less or more often than this is no borderline case
 Layers = tuple[int, ...]  # counted from 1
+Draw = NDArray[np.int64]  # indices of resampled videos or pairs
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,23 @@ def mask_layers(iou: Array, floor: float, ratio: float, most: int) -> Layers:
     profile = mean(iou, (0, 1))  # L
     good = [n for n in np.argsort(-profile, kind="stable") if profile[n] >= ratio * np.nanmax(profile)]
     return ordered(n for n in good[:most] if profile[n] > floor)
+
+
+def grow(fused: Callable[[Layers], Array], layers: int, most: int, least: float = 0.01) -> Layers:
+    """Layers joined one by one, always the one with which the fused score's best step gains most.
+
+    `fused` gives scores (V, S) of what some layers do together; it ends where none gains `least`.
+    """
+    chosen: Layers = ()
+    reached = -np.inf
+    while len(chosen) < min(most, layers):
+        wider = [tuple(sorted({*chosen, n})) for n in range(1, layers + 1) if n not in chosen]
+        scores = [np.nanmax(mean(fused(candidate), 0)) for candidate in wider]
+        best = int(np.argmax(scores))
+        if scores[best] < reached + least:
+            break
+        chosen, reached = wider[best], scores[best]
+    return chosen
 
 
 def match_layers(mse: Array, ceiling: float, count: int, window: tuple[int, int]) -> Layers:
@@ -118,12 +137,12 @@ def holm(p: Array) -> Array:
     return adjusted
 
 
-def stability(choose: Callable[[Array], Layers], values: Array, seed: int) -> dict[int, float]:
-    """How often each layer is chosen from resampled videos or pairs, the first axis of `values` (V, S, L)."""
-    picks = [choose(values[draw]) for draw in resamples(len(values), seed)]
-    return {
-        layer: sum(layer in pick for pick in picks) / RESAMPLES for layer in range(1, values.shape[-1] + 1)
-    }
+def stability(
+    choose: Callable[[Draw], Layers], count: int, layers: int, seed: int, draws: int = RESAMPLES
+) -> dict[int, float]:
+    """How often each of `layers` layers is chosen from resampled indices of `count` videos or pairs."""
+    picks = [choose(draw) for draw in resamples(count, seed)[:draws]]
+    return {layer: sum(layer in pick for pick in picks) / len(picks) for layer in range(1, layers + 1)}
 
 
 def tau_interval(find: Callable[[Array], int], curves: Array, seed: int) -> tuple[int, int]:
@@ -133,7 +152,7 @@ def tau_interval(find: Callable[[Array], int], curves: Array, seed: int) -> tupl
     return round(low), round(high)
 
 
-def resamples(count: int, seed: int) -> np.ndarray:
+def resamples(count: int, seed: int) -> Draw:
     """Draws (RESAMPLES, count) of indices with replacement."""
     return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
 

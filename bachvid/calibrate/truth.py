@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,15 +39,21 @@ class Truth(Protocol):
         """
 
 
+class Judged(NamedTuple):
+    """What a judge makes of one finished video."""
+
+    quality: float  # how good it looks, whatever it shows (Eq. 9); more is better
+    shows: Any  # what a judge compares
+
+
 class Judge(Protocol):
-    """Scores finished videos; more is better. `about` names its models, for the record."""
+    """Scores finished videos; `about` names its models, for the record."""
 
     about: str
 
-    def quality(self, frames: Frames) -> float:
-        """How good a video looks, whatever it shows (Eq. 9)."""
+    def judge(self, frames: Frames) -> Judged: ...
 
-    def likeness(self, frames: Frames, other: Frames) -> float:
+    def likeness(self, video: Judged, other: Judged) -> float:
         """How much of what one video shows the other shows too, at most 1 (Eq. 15)."""
 
 
@@ -70,13 +76,14 @@ class StageJudge:
 
     about = "the stage's readers"
 
-    def quality(self, frames: Frames) -> float:
-        return 1 - read(frames).off_palette
+    def judge(self, frames: Frames) -> Judged:
+        reading = read(frames)
+        return Judged(1 - reading.off_palette, state(reading))
 
-    def likeness(self, frames: Frames, other: Frames) -> float:
-        ours, theirs = (state(read(video)) for video in (frames, other))
-        known = [n for n, value in enumerate(ours) if value is not None]
-        return sum(ours[n] == theirs[n] for n in known) / len(known) if known else float("nan")
+    def likeness(self, video: Judged, other: Judged) -> float:
+        both = zip(video.shows, other.shows, strict=True)
+        known = [ours == theirs for ours, theirs in both if ours is not None]
+        return sum(known) / len(known) if known else float("nan")
 
 
 def state(reading: Reading) -> list[Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from bachvid.calibrate.aesthetic import Aesthetic
-from bachvid.calibrate.features import Dinov2, Matcher
+from bachvid.calibrate.features import Dinov2, Matcher, likeness
 from bachvid.calibrate.segment import Masker
-from bachvid.calibrate.truth import Seen
+from bachvid.calibrate.truth import Judged, Seen
 from bachvid.method.spans import Parts
 from bachvid.models.grid import Grid
 from bachvid.pictures.frames import Frames
@@ -34,8 +34,8 @@ class VisionJudge:
         self.aesthetic, self.features = aesthetic, features
         self.about = f"{aesthetic.about}; {features.about}"
 
-    def quality(self, frames: Frames) -> float:
-        return self.aesthetic(frames)
+    def judge(self, frames: Frames) -> Judged:
+        return Judged(self.aesthetic(frames), self.features.classes(frames))
 
-    def likeness(self, frames: Frames, other: Frames) -> float:
-        return self.features.likeness(frames, other)
+    def likeness(self, video: Judged, other: Judged) -> float:
+        return likeness(video.shows, other.shows)
