@@ -458,6 +458,9 @@ def test_verdict_of_the_closing_check(folder: Path) -> None:
     values["others"]["interval"] = [0.14, 0.38]
     path.write_text(json.dumps(values))
     assert "The difference is not clear." in Page(write_page(folder)).text
+    del values["others"]  # every layer was chosen
+    path.write_text(json.dumps(values))
+    assert "All layers are chosen" in Page(write_page(folder)).text
 
 
 def test_page_is_the_same_wherever_the_folder_lies(folder: Path) -> None:

@@ -1,14 +1,16 @@
-"""The pictures of an analysis, from its first group: what single layers see, what is lost without them."""
+"""The pictures of an analysis: what single layers see, and what is lost without them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from torch import Tensor
 
 from bachvid.calibrate.analysis import Analysis, Group
 from bachvid.calibrate.procedure import Found
+from bachvid.calibrate.profile import same_place_scores
 from bachvid.calibrate.select import Layers, Selection
 from bachvid.calibrate.sheets import mask_grid, match_grid, skip_sheet
 from bachvid.method.mask import foreground
@@ -18,23 +20,32 @@ COLUMNS = 5  # steps shown
 
 
 def make_gallery(analysis: Analysis, found: Found) -> Mapping[str, Frames]:
-    """Figures 6, 7 and 8 of the first group, by the names of their files, as far as there is one to show."""
-    group = next(analysis.groups())
-    identity, frames = analysis.video(0, 0), analysis.video(0, 1)
+    """Figures 6, 7 and 8, by the names of their files, as far as there is something to show.
+
+    Masks and matches are those of the group whose character moved most.
+    """
+    number, group = most_moved(analysis)
+    identity, frames = analysis.video(number, 0), analysis.video(number, 1)
     grid = tuple(analysis.studio.grid())
-    true = [mask.view(grid) for mask in group.masks[:2]]
+    there, here = (mask.view(grid) for mask in group.masks[:2])
     mask, match, kv = (found.selections[name] for name in ("mask", "match", "kv"))
     pictures = {
-        "mask_grid": mask_grid(frames, true[1], mask_rows(group, mask, grid), steps_of(group, mask)),
-        "skip_sheet": skip_sheet(identity, analysis.videos_without(0), kv.layers),
+        "mask_grid": mask_grid(frames, here, mask_rows(group, mask, grid), steps_of(group, mask)),
+        "skip_sheet": skip_sheet(analysis.video(0, 0), analysis.videos_without(0), kv.layers),
     }
-    if all(each.any() for each in true):
-        rows = match_rows(group, match, analysis.fused_partners(0, match.layers))
-        steps = steps_of(group, match)
-        there, here = true
-        truth = group.partners[0]
+    if there.any() and here.any():
+        rows = match_rows(group, match, analysis.fused_partners(number, match.layers))
+        steps, truth = steps_of(group, match), group.partners[0]
         pictures["match_grid"] = match_grid(identity, frames, there, here, rows, steps, truth)
     return pictures
+
+
+def most_moved(analysis: Analysis) -> tuple[int, Group]:
+    """The group in whose first pair the same places are farthest apart, and its number."""
+    grid = analysis.studio.grid()
+    moved = [same_place_scores(group.partners[:1], grid).mse[0] for group in analysis.groups()]
+    number = int(np.argmax(np.nan_to_num(moved)))
+    return number, next(islice(analysis.groups(), number, None))
 
 
 def mask_rows(group: Group, selection: Selection, grid: Sequence[int]) -> dict[str, Tensor]:
