@@ -66,9 +66,9 @@ class Recipe:
         steps = len(timesteps)
 
         def scaled(step: int, level: float | None = None) -> int:
-            if level is None:
-                return min(round(step * steps / self.steps), steps - 1)
-            return min(range(steps), key=lambda n: abs(timesteps[n] - level))
+            if level is not None:
+                return min(range(steps), key=lambda n: abs(timesteps[n] - level))
+            return step if steps == self.steps else min(round(step * steps / self.steps), steps - 1)
 
         window = self.inject_steps and (scaled(self.inject_steps[0]), scaled(self.inject_steps[1]))
         return replace(
