@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tiny
 
@@ -20,7 +21,7 @@ RECIPE = {
     "tiny-wan": Recipe(10, "cross", (1, 2), 4, "self", (2,), 4, (1, 2)),
 }
 
-NARROW = {
+NARROW: Any = {
     "tiny-cogvideox": {"block_out_channels": (8, 8, 8), "norm_num_groups": 4},
     "tiny-wan": {"base_dim": 4},
 }
@@ -30,11 +31,8 @@ def random_model(folder: Path, name: str, layers: int = 2) -> Path:
     """Write a checkpoint like the shipped one of this name, with random weights and a preset for 10 steps."""
     big = RECIPES[name]
     family = family_of(big.dit.config)
-    vae = {
-        "tiny-cogvideox": {"block_out_channels": (8, 8, 8), "norm_num_groups": 4},
-        "tiny-wan": {"base_dim": 4},
-    }
-    save_model(tiny.randomised(family.vae(replace(big.vae.config, **vae[name]))), folder / "vae")
+    vae = replace(big.vae.config, **NARROW[name])
+    save_model(tiny.randomised(family.vae(vae)), folder / "vae")
     dit = replace(big.dit.config, layers=layers, heads=2, head_width=16)
     save_model(tiny.randomised(family.dit(dit)), folder / "transformer")
     tokenizer = make_tokenizer(folder / "tokenizer", big.text.length, seed=0)

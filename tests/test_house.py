@@ -43,7 +43,7 @@ ARROWS = {
     "settings": Arrows("errors models sampling method"),
     "folder": Arrows("errors method pictures"),
     "album": Arrows("folder pictures"),
-    "stage": Arrows("models sampling method pictures errors"),
+    "stage": Arrows("models sampling method pictures errors story"),
     "evaluate": Arrows("models sampling method pictures errors story stage"),
     "calibrate": Arrows(
         "models sampling method pictures errors story settings console stage evaluate bachvid"

@@ -14,10 +14,15 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bachvid.models.checkpoint import open_checkpoint
+from bachvid.models.cogvideox import CogVideoX
+from bachvid.models.cogvideox import Stream as JointStream
+from bachvid.models.grid import Grid
+from bachvid.models.wan import Stream, Wan
 from bachvid.stage import training
 from bachvid.stage.captions import caption, corpus
 from bachvid.stage.export import best_half, export, load_frozen, the_tokenizer
 from bachvid.stage.family import COGVIDEOX, WAN, add_noise
+from bachvid.stage.inherit import inherit, rotary_order
 from bachvid.stage.muon import Muon, orthogonal
 from bachvid.stage.recipes import RECIPES, Recipe
 from bachvid.stage.train import PARTS, make_task
@@ -46,7 +51,13 @@ def toy(model: str) -> Recipe:
         replace(big.vae, config=vae, images=2, clips=1, images_only=0.5, **SIZE),
         replace(big.text, width=16, heads=2, layers=1, inner=16, batch=4),
         replace(
-            big.dit, config=dit, images=Diet(1, 2, 4, 1), clips=Diet(5, 2, 2, 1), images_only=0.5, **SIZE
+            big.dit,
+            config=dit,
+            images=Diet(1, 2, 4, 1),
+            clips=Diet(5, 2, 2, 1),
+            images_only=0.5,
+            begins_as=None,
+            **SIZE,
         ),
     )
 
@@ -172,6 +183,50 @@ def test_every_word_of_the_grammar_is_one_token_that_knows_its_characters(model:
     spans = caption_spans(parts, tokenizer)
     assert "".join(words[i] for i in spans.background) == parts.background.replace(" ", "")
     assert "".join(words[i] for i in spans.character) == parts.character.replace(" ", "")
+
+
+@torch.no_grad()
+def test_an_heir_sees_a_video_as_the_model_that_it_began_with() -> None:
+    """Exactly so where the families agree: one head, nothing turned, centred queries and keys, no text."""
+    small: Any = {"layers": 2, "heads": 1, "head_width": 16}
+    trained = CogVideoX(replace(toy("tiny-cogvideox").dit.config, **small))
+    heir = Wan(replace(toy("tiny-wan").dit.config, **small, inner=64))
+    for parameter in trained.parameters():
+        parameter.normal_(std=0.3)
+    for block in trained.blocks:
+        block.attention_norm.modulation.weight.zero_()
+        block.feed_forward_norm.modulation.weight.zero_()
+        for projection, norm in (("q", "norm_q"), ("k", "norm_k")):
+            weight = block.attention.get_submodule(projection).weight
+            weight.sub_(weight.mean(dim=0))
+            block.attention.get_submodule(projection).bias.zero_()
+            block.attention.get_submodule(norm).bias.zero_()
+    inherit(heir, trained)
+    for block in heir.blocks:
+        block.cross_attn.o.weight.zero_()
+        block.cross_attn.o.bias.zero_()
+    video, none, grid = torch.randn(1, 6, 16), torch.zeros(1, 0, 16), Grid(1, 2, 3)
+    still = torch.tensor((1.0, 0.0)).expand(6, 8, 2)
+    theirs = JointStream(none, video, torch.randn(1, trained.config.time_width), None, grid)
+    ours = Stream(video, torch.randn(1, 3, 16), none, torch.zeros(1, 1, 6, 16), still, grid)
+    for mine, its in zip(heir.blocks, trained.blocks, strict=True):
+        theirs, ours = its(theirs), mine(ours)
+        torch.testing.assert_close(ours.video, theirs.video, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+def test_an_heirs_channels_turn_with_the_axes_of_the_model_it_began_with(width: int) -> None:
+    order, eighth, third = rotary_order(width).tolist(), width // 8, 2 * (width // 6)
+    assert sorted(order) == list(range(width))
+    axes = [(channel >= 2 * eighth) + (channel >= 5 * eighth) for channel in order]
+    assert axes[-2 * third :] == [1] * third + [2] * third
+    pairs = list(zip(order[::2], order[1::2], strict=True))
+    assert all(odd == even + 1 and even % 2 == 0 for even, odd in pairs)
+
+
+def test_an_heir_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="as many layers"):
+        inherit(Wan(toy("tiny-wan").dit.config), CogVideoX(RECIPES["tiny-cogvideox"].dit.config))
 
 
 def test_noise_and_velocity_give_the_latents_back() -> None:

@@ -18,16 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from bachvid.models.checkpoint import open_checkpoint
 from bachvid.models.cogvideox import CogVideoXConfig
 from bachvid.models.text import TextEncoder
 from bachvid.models.wan import WanConfig
 from bachvid.stage.captions import caption
 from bachvid.stage.family import AnyVAE, Family, family_of
+from bachvid.stage.inherit import inherit
 from bachvid.stage.muon import Muon
 from bachvid.stage.render import clip_phases, render
 from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.watch import attention_finds_puppet, caption_spans
 from bachvid.stage.world import Clip, sample_clip
+from bachvid.story import find_model
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class DiTRecipe:
     image_share: float = 0.4  # of the batches after that
     focus: float = 4.0  # how much more an error in the puppet weighs
     settled: float = 0.6  # share of the noise below which it does: above, nobody knows yet where it will be
+    begins_as: str | None = None  # the model under weights/ whose blocks it takes over
     caption_dropout: float = 0.1
     pace: Pace = PACE
 
@@ -130,7 +134,10 @@ class DiTTask:
         torch.manual_seed(seed)
         self.recipe, self.frozen, self.seed, self.team, self.device = recipe, frozen, seed, team, device
         self.family: Family = family_of(recipe.config)
-        self.model = self.family.dit(recipe.config).to(device)
+        self.model = self.family.dit(recipe.config)
+        if recipe.begins_as is not None:
+            inherit(self.model, open_checkpoint(find_model(recipe.begins_as)).transformer())
+        self.model.to(device)
         self.predict = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.optimizers = split_optimizers(self.model, recipe.rate)
         pools = pools / fingerprint(frozen.vae.encoder)
