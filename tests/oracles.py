@@ -34,8 +34,14 @@ def weights(q: Tensor, k: Tensor) -> Tensor:
     return softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
 
 
-def span_means(q: Tensor, k: Tensor, spans: Sequence[Tensor], tokens: int) -> list[Tensor]:
-    """The two sides of Eq. 3 at one layer, (N,) each: mean attention to the words of each span."""
+def span_means(
+    q: Tensor, k: Tensor, spans: Sequence[Tensor], tokens: int, keys: int | None = None
+) -> list[Tensor]:
+    """The two sides of Eq. 3 at one layer, (N,) each: mean attention to the words of each span.
+
+    `keys` is how many of them the softmax runs over, the text's first; None: all.
+    """
+    k = k[:, :keys]
     to_text = weights(q, k).mean(0)[-tokens:]  # W_v2t, heads averaged; text keys come first
     segments = [to_text[:, [int(i) for i in span]] for span in spans]  # Eq. 2
     return [segment.sum(1) / segment.shape[1] for segment in segments]
@@ -81,17 +87,33 @@ class Sets(NamedTuple):
 
 
 def index_sets(
-    frame: Sequence[bool], identity: Sequence[bool], partner: Sequence[int], mode: str = "both"
+    frame: Sequence[bool],
+    identity: Sequence[bool],
+    partner: Sequence[int],
+    mode: str = "both",
+    near: Callable[[int, int], bool] = lambda j, other: j == other,
 ) -> Sets:
+    """`near` tells which tokens are too close to a foreground token to be background: at first itself."""
     fg = [j for j, shows in enumerate(frame) if shows] if mode in ("both", "fg") else []
-    bg = [j for j in range(len(frame)) if not (frame[j] or identity[j])] if mode in ("both", "bg") else []
+    shown = [j for j in range(len(frame)) if frame[j] or identity[j]]
+    bg = [j for j in range(len(frame)) if not any(near(j, other) for other in shown)]
+    bg = bg if mode in ("both", "bg") else []
     return Sets([bool(m) for m in frame], fg, [int(partner[j]) for j in fg], bg)
 
 
 def injected(
-    q: Tensor, k: Tensor, v: Tensor, lent: tuple[Tensor, Tensor], sets: Sets, encode: Encode = as_they_are
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lent: tuple[Tensor, Tensor],
+    sets: Sets,
+    encode: Encode = as_they_are,
+    strength: float = 1.0,
 ) -> Tensor:
-    """Eq. 12-14: one softmax over own and injected keys under a mask; k and `lent` without positions yet."""
+    """Eq. 12-14: one softmax over own and injected keys under a mask; k and `lent` without positions yet.
+
+    With a strength the ones of injected keys in M* are that number.
+    """
     tokens, own = len(sets.mask), k.shape[1]
     lead = own - tokens
     k_id, v_id = lent
@@ -105,8 +127,8 @@ def injected(
         shows = row >= lead and sets.mask[row - lead]
         place = row >= lead and not shows
         seen[row, :own] = 1
-        seen[row, own : own + len(fg)] = float(shows)
-        seen[row, own + len(fg) :] = float(place)
+        seen[row, own : own + len(fg)] = strength * shows
+        seen[row, own + len(fg) :] = strength * place
     scores = encode(q, range(own)) @ k_star.transpose(-1, -2) / q.shape[-1] ** 0.5
     return softmax(scores + seen.log()) @ v_star  # Eq. 14
 

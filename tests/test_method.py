@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import oracles
 import pytest
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bachvid.method.attends import Inject, Lent, TextMass
-from bachvid.method.mask import Spans, foreground, smooth
+from bachvid.method.mask import Keys, Spans, foreground, grow, smooth
 from bachvid.method.match import Matches, match, places, side_by_side
 from bachvid.method.recipe import MODES, PRESETS, Mode, Recipe, load_preset, own_recipe
 from bachvid.method.scout import believable
@@ -64,7 +64,10 @@ SPANS = {
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["joint", "joint, positions added", "cross"])
-def test_mask_is_that_of_dense_softmaxes(kind: str, dtype: torch.dtype, grid: Grid, spans: Spans) -> None:
+@pytest.mark.parametrize("over", get_args(Keys))
+def test_mask_is_that_of_dense_softmaxes(
+    over: Keys, kind: str, dtype: torch.dtype, grid: Grid, spans: Spans
+) -> None:
     """Joint: text and video are queries and keys. Cross: queries are all video, keys are all text."""
     text = 7
     queries, keys = (grid.tokens, text) if kind == "cross" else [text + grid.tokens] * 2
@@ -75,14 +78,16 @@ def test_mask_is_that_of_dense_softmaxes(kind: str, dtype: torch.dtype, grid: Gr
     for layer in range(2):
         q = 2 * random(1, HEADS, queries, WIDTH, seed=layer, dtype=dtype)
         k, v = (random(1, HEADS, keys, WIDTH, seed=10 + layer + n, dtype=dtype) for n in range(2))
-        mass = TextMass(spans, grid.tokens)
+        mass = TextMass(spans, grid.tokens, over=over)
         mass(q, k, v, freqs)
         layers.append(tuple(encode(x[0].double(), range(x.shape[2])) for x in (q, k)))
-        expected = torch.stack(oracles.span_means(*layers[-1], spans, grid.tokens))
+        counted = text if over == "text" else None
+        expected = torch.stack(oracles.span_means(*layers[-1], spans, grid.tokens, counted))
         assert mass.scores.shape == (2, grid.tokens)
         assert ((mass.scores - expected) / expected).abs().max() < (1e-4 if dtype is BF16 else 1e-5)
         summed = summed + mass.scores
-    assert torch.equal(foreground(summed), oracles.mask(layers, spans, grid.tokens))
+    if over == "all":
+        assert torch.equal(foreground(summed), oracles.mask(layers, spans, grid.tokens))
 
 
 def test_a_tie_is_foreground() -> None:
@@ -103,6 +108,14 @@ def test_smooth_erodes_3x3_then_dilates_5x5_in_each_frame(grid: Grid, share: flo
     eroded = torch.tensor([bool(around(frames, *map(int, place), 1).all()) for place in grid.places()])
     grown = [bool(around(eroded.view(*grid), *map(int, place), 2).any()) for place in grid.places()]
     assert smooth(mask, grid).tolist() == grown
+
+
+def test_a_mask_grows_in_its_frame_only() -> None:
+    mask = torch.zeros(2, 3, 4, dtype=torch.bool)
+    mask[0, 2, 3] = True
+    grown = grow(mask.flatten(), Grid(2, 3, 4), 1).view(2, 3, 4)
+    assert grown.nonzero().tolist() == [[0, 1, 2], [0, 1, 3], [0, 2, 2], [0, 2, 3]]
+    assert torch.equal(grow(mask.flatten(), Grid(2, 3, 4), 0), mask.flatten())
 
 
 @pytest.mark.parametrize(
@@ -209,15 +222,27 @@ def masks_and_matches(draw: st.DrawFn) -> tuple[Tensor, Tensor, Matches]:
     st.none() | st.floats(-1, 1, width=32),
     st.booleans(),
     st.booleans(),
+    st.integers(0, 2),
 )
 def test_places_are_the_sets_of_eq_10_and_11(
-    drawn: tuple[Tensor, Tensor, Matches], mode: Mode, least: float | None, strict: bool, matched: bool
+    drawn: tuple[Tensor, Tensor, Matches],
+    mode: Mode,
+    least: float | None,
+    strict: bool,
+    matched: bool,
+    margin: int,
 ) -> None:
     frame, identity, matches = drawn
-    recipe = replace(RECIPE, mode=mode, min_similarity=least, require_identity_foreground=strict)
-    got = places(frame, identity, matches if matched else None, recipe)
+    options: dict[str, Any] = {"min_similarity": least, "require_identity_foreground": strict}
+    recipe = replace(RECIPE, mode=mode, margin=margin, **options)
+    grid = Grid(2, 1, len(frame) // 2) if len(frame) % 2 == 0 else Grid(1, 1, len(frame))
+    got = places(frame, identity, matches if matched else None, grid, recipe)
 
-    sets = oracles.index_sets(frame.tolist(), identity.tolist(), matches.partner.tolist(), mode)
+    def near(j: int, other: int) -> bool:
+        return j // grid.width == other // grid.width and abs(j - other) <= margin
+
+    masks = frame.tolist(), identity.tolist()
+    sets = oracles.index_sets(*masks, matches.partner.tolist(), mode, near)
     kept = [
         (j, i)
         for j, i in zip(sets.frame_fg, sets.identity_fg, strict=True)
@@ -249,11 +274,13 @@ class Case:
         )
         self.dtype, self.freqs = dtype, table(grid, lead) if rotary else None
 
-    def got(self, frame: Tensor, identity: Tensor, partner: Tensor, mode: Mode) -> Tensor:
+    def got(
+        self, frame: Tensor, identity: Tensor, partner: Tensor, mode: Mode, strength: float = 1.0
+    ) -> Tensor:
         matches = Matches(partner, torch.ones(len(partner)))
-        where = places(frame, identity, matches, replace(RECIPE, mode=mode))
+        where = places(frame, identity, matches, Grid(1, 1, len(frame)), replace(RECIPE, mode=mode))
         lent = Lent(self.lent_k, rotate(self.lent_k, self.freqs), self.lent_v)
-        return Inject(lambda: lent, where)(self.q, self.k, self.v, self.freqs)[0]
+        return Inject(lambda: lent, where, strength)(self.q, self.k, self.v, self.freqs)[0]
 
     def dense(
         self,
@@ -262,11 +289,12 @@ class Case:
         partner: Tensor,
         mode: Mode,
         encode: oracles.Encode | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
         q, k, v, lent_k, lent_v = (x[0].double() for x in (self.q, self.k, self.v, self.lent_k, self.lent_v))
         sets = oracles.index_sets(frame.tolist(), identity.tolist(), partner.tolist(), mode)
         encode = encode or turned(self.freqs, self.dtype)
-        return oracles.injected(q, k, v, (lent_k, lent_v), sets, encode)
+        return oracles.injected(q, k, v, (lent_k, lent_v), sets, encode, strength)
 
 
 def off_by(got: Tensor, expected: Tensor) -> float:
@@ -305,6 +333,24 @@ def test_injection_by_query_groups_is_the_dense_one(
         assert torch.allclose(expected[:, :lead], plain[:, :lead], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.3, 2.5])
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("lead", [7, 0], ids=["joint", "self"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strength_multiplies_what_borrowed_keys_weigh(
+    dtype: torch.dtype, lead: int, masks: str, strength: float
+) -> None:
+    grid = Grid(2, 3, 7)
+    frame, identity = MASKS[masks](grid.tokens)
+    partner = torch.randint(grid.tokens, (grid.tokens,), generator=torch.Generator().manual_seed(8))
+    case = Case(grid, lead, dtype, rotary=True)
+    got = case.got(frame, identity, partner, "both", strength)
+    expected = case.dense(frame, identity, partner, "both", strength=strength)
+    assert off_by(got, expected) < LIMITS[dtype]
+    if strength == 0:
+        assert off_by(got, case.dense(frame, identity, partner, "off")) < LIMITS[dtype]
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("lead", [7, 0])
 def test_keys_move_to_the_frame_videos_positions(grid: Grid, lead: int) -> None:
@@ -336,7 +382,7 @@ def test_foreground_that_borrows_nothing_still_sees_what_others_borrow() -> None
     recipe = replace(RECIPE, min_similarity=0.5, require_identity_foreground=True)
     case = Case(grid, 2, FP64, rotary=True)
     lent = Lent(case.lent_k, rotate(case.lent_k, case.freqs), case.lent_v)
-    inject = Inject(lambda: lent, places(frame, identity, matches, recipe))
+    inject = Inject(lambda: lent, places(frame, identity, matches, grid, recipe))
     got = inject(case.q, case.k, case.v, case.freqs)[0]
     sets = oracles.Sets(frame.tolist(), [0], [4], [3])
     q, k, v, lent_k, lent_v = (x[0] for x in (case.q, case.k, case.v, case.lent_k, case.lent_v))

@@ -69,7 +69,7 @@ def borrowing(lend: Callable[[], Lent], share: float = 0.4) -> Inject:
     frame, identity = (random(GRID.tokens, seed=seed) < share for seed in (5, 6))
     partner = torch.randint(GRID.tokens, (GRID.tokens,), generator=torch.Generator().manual_seed(7))
     matches = Matches(partner, torch.ones(GRID.tokens))
-    return Inject(lend, places(frame, identity, matches, RECIPE))
+    return Inject(lend, places(frame, identity, matches, GRID, RECIPE))
 
 
 # 1, 2: off is absent, and looking on changes nothing
@@ -130,7 +130,8 @@ def test_injecting_ourselves_at_our_own_positions_changes_nothing(shows: bool, f
     q, k, v = qkv(lead=0)
     everywhere = torch.full((GRID.tokens,), shows)
     itself = Matches(torch.arange(GRID.tokens), torch.ones(GRID.tokens))
-    inject = Inject(lambda: Lent(k, rotate(k, freqs), v), places(everywhere, everywhere, itself, RECIPE))
+    where = places(everywhere, everywhere, itself, GRID, RECIPE)
+    inject = Inject(lambda: Lent(k, rotate(k, freqs), v), where)
     got, plain = inject(q, k, v, freqs), attend(q, k, v, freqs)
     assert torch.allclose(got, plain, rtol=0, atol=1e-6)
     assert plain.std() > 0.1

@@ -87,7 +87,12 @@ class Witness:
             if n:
                 self.nearest.append([Nearest(identity, grid, recipe) for _ in tokens])
                 at = dict(zip(tokens, self.nearest[-1], strict=True))
-            self.masses.append([TextMass(prompt.spans, grid.tokens, at.get(site, attend)) for site in words])
+            self.masses.append(
+                [
+                    TextMass(prompt.spans, grid.tokens, at.get(site, attend), recipe.mask_softmax)
+                    for site in words
+                ]
+            )
             self.attend_at.append(at | dict(zip(words, self.masses[-1], strict=True)))
         self.tokens = grid.tokens
 

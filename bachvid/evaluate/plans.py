@@ -27,11 +27,14 @@ from bachvid.method.recipe import Recipe
 TAUS, PAPER_STEPS = (3, 5, 10, 15), 50  # Table 4
 SIZES = {"small": 10 / 42, "paper": 15 / 42, "large": 20 / 42}  # Table 4: vital layers of the 42
 OPTIONS: Mapping[str, tuple[Any, ...]] = {  # what the paper leaves open: a field of the recipe, its values
+    "mask_softmax": ("all", "text"),
     "normalize": (True, False),
     "window": ("all", "frame"),
     "min_similarity": (None, 0.5, 0.8),
     "require_identity_foreground": (False, True),
     "smooth": (False, True),
+    "margin": (0, 1, 2),
+    "strength": (0.5, 1.0, 2.0),
     "refresh": (False, True),
     "branches": ("cond", "both"),
 }

@@ -93,7 +93,8 @@ def tell_truth(scene: Scene, frames: Sequence[FrameVideo], twins: Sequence[Alone
         device = frame.mask.device
         partner = nearest_partner(twin.uv, identity.uv)
         matched = (twin.mask & (partner >= 0)).nonzero()[:, 0]
-        true = places(twin.mask.to(device), identity.mask.to(device), None, frame.recipe)
+        masks = twin.mask.to(device), identity.mask.to(device)
+        true = places(*masks, None, frame.grid, frame.recipe)
         frame.places = replace(true, matched=matched.to(device), partners=partner[matched].to(device))
         frame.note = None  # whatever the pre-run left out, the truth has it
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bachvid.method.mask import Spans, span_scores
+from bachvid.method.mask import Keys, Spans, span_scores
 from bachvid.method.match import Places
 from bachvid.models.attention import Attend, attend, rotate
 
@@ -41,13 +41,15 @@ class Record:
 class TextMass:
     """Attends as `inner` does and keeps the scores (2, N) of the mask at the site passed last (Eq. 2-3)."""
 
-    def __init__(self, spans: Spans, tokens: int, inner: Attend = attend) -> None:
+    def __init__(self, spans: Spans, tokens: int, inner: Attend = attend, over: Keys = "all") -> None:
         self.spans = spans
         self.tokens = tokens
         self.inner = inner
+        self.over = over
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
-        self.scores = span_scores(rotate(q, freqs), rotate(k, freqs), self.spans, self.tokens)  # 2 N
+        turned = rotate(q, freqs), rotate(k, freqs)
+        self.scores = span_scores(*turned, self.spans, self.tokens, self.over)  # 2 N
         return self.inner(q, k, v, freqs)
 
 
@@ -57,12 +59,13 @@ class Inject:
     Each query has one softmax over one of three key sets: text sees its own row, the foreground also the
     borrowed foreground, all other video tokens also the borrowed background. The sets are overlapping
     slices of one buffer `[K_fg | K_own | K_bg]`, so three plain attention calls do it, and no matrix of N x
-    N exists.
+    N exists. In that softmax a borrowed key counts `strength` times as much as an own one.
     """
 
-    def __init__(self, lend: Callable[[], Lent], places: Places) -> None:
+    def __init__(self, lend: Callable[[], Lent], places: Places, strength: float = 1.0) -> None:
         self.lend = lend
         self.places = places
+        self.strength = strength
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
         p = self.places
@@ -82,10 +85,21 @@ class Inject:
             (lead + p.foreground, slice(0, own.stop)),
             (lead + p.rest, slice(own.start, None)),
         )
+        weights = self._weights(keys, own)
         q = rotate(q, freqs)
         out = torch.empty_like(q)
         for queries, seen in groups:  # Eq. 14
             if len(queries):
-                some = F.scaled_dot_product_attention(q[:, :, queries], keys[:, :, seen], values[:, :, seen])
-                out[:, :, queries] = some
+                bias = None if weights is None else weights[seen].expand(len(queries), -1)
+                out[:, :, queries] = F.scaled_dot_product_attention(
+                    q[:, :, queries], keys[:, :, seen], values[:, :, seen], bias
+                )
         return out
+
+    def _weights(self, keys: Tensor, own: slice) -> Tensor | None:
+        """What to add to the logits of every key; None where all count the same."""
+        if self.strength == 1:
+            return None
+        weights = keys.new_full((keys.shape[2],), self.strength).log()
+        weights[own] = 0
+        return weights

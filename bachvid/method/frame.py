@@ -35,7 +35,7 @@ class FrameVideo:
         """Where to borrow what; without a mask worth believing only the place, by the other video's mask."""
         identity = self.identity
         if believed and identity.believed:
-            return places(self.mask, identity.mask, self.matches, self.recipe), None
+            return places(self.mask, identity.mask, self.matches, self.grid, self.recipe), None
         if identity.believed:
             share = self.mask.float().mean().item()
             why, how, mask = f"its mask covers {share:.1%}", "by the identity's mask", identity.mask
@@ -43,7 +43,7 @@ class FrameVideo:
             why, how, mask = "the identity's mask is not usable", "by its own mask", self.mask
         else:
             why, how, mask = "no mask is usable", "", torch.ones_like(self.mask)
-        left = places(mask, mask, None, self.recipe)
+        left = places(mask, mask, None, self.grid, self.recipe)
         some = f"only the background, {how}" if len(left.background) else "nothing"
         return left, f"{why}: it borrows {some}"
 
@@ -51,7 +51,10 @@ class FrameVideo:
         self, step: int, lend: Mapping[Site, Callable[[], Lent]], watch: bool
     ) -> Mapping[Site, Attend]:
         """What stands in the network for this video at this step; with `watch`, a refresh may look on."""
-        at: dict[Site, Attend] = {site: Inject(lender, self.places) for site, lender in lend.items()}
+        strength = self.recipe.strength
+        at: dict[Site, Attend] = {
+            site: Inject(lender, self.places, strength) for site, lender in lend.items()
+        }
         self.look = None
         if watch and self.recipe.refresh and step <= max(self.recipe.tau_mask, self.recipe.tau_match):
             self.look = Look(self.recipe, self.take.prompt.spans, self.grid)

@@ -28,7 +28,7 @@ class Look:
         self.records = {site: Record(at.get(site, attend)) for site in self.recipe.match_sites}
         at |= self.records
         self.masses = {
-            site: TextMass(self.spans, self.grid.tokens, at.get(site, attend))
+            site: TextMass(self.spans, self.grid.tokens, at.get(site, attend), self.recipe.mask_softmax)
             for site in self.recipe.mask_sites
         }
         return at | self.masses

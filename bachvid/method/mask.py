@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bachvid.models.attention import attend_with_lse
 from bachvid.models.grid import Grid
+
+Keys = Literal["all", "text"]
 
 
 class Spans(NamedTuple):
@@ -23,15 +25,17 @@ class Spans(NamedTuple):
         return Spans(*(span.to(device) for span in self))
 
 
-def span_scores(q: Tensor, k: Tensor, spans: Spans, tokens: int) -> Tensor:
+def span_scores(q: Tensor, k: Tensor, spans: Spans, tokens: int, over: Keys = "all") -> Tensor:
     """Mean attention of each video token to the background's and the character's words, (2, N) float32.
 
     q (1 H Lq D) and k (1 H Lk D) are the encoded ones that attention uses; the video's queries are the last
-    `tokens`, text keys come first. The softmax runs over all keys, its text columns come from the
-    log-sum-exp, and heads are averaged: Eq. 2 and the means inside Eq. 3, without a matrix of N x N.
+    `tokens`, text keys come first. The softmax runs `over` all keys or the text's, its text columns come from
+    the log-sum-exp, and heads are averaged: Eq. 2 and the means inside Eq. 3, without a matrix of N x N.
     """
-    q = q[:, :, -tokens:]
-    _, lse = attend_with_lse(q, k, k)  # 1 H N
+    lead = q.shape[2] - tokens
+    q = q[:, :, lead:]
+    seen = k[:, :, :lead] if over == "text" and lead else k  # where only the video asks, all keys are text
+    _, lse = attend_with_lse(q, seen, seen)  # 1 H N
     scores = []
     for span in spans:
         words = k[:, :, span].float().transpose(-1, -2)  # 1 H D words
@@ -49,6 +53,11 @@ def foreground(scores: Tensor) -> Tensor:
 
 def smooth(mask: Tensor, grid: Grid) -> Tensor:
     """The mask (N,) with specks removed and the rest grown: per frame, eroded by 3x3, then dilated by 5x5."""
+    eroded = ~grow(~mask, grid, 1)
+    return grow(eroded, grid, 2)
+
+
+def grow(mask: Tensor, grid: Grid, reach: int) -> Tensor:
+    """The mask (N,) and, in the same frame, everything at most `reach` tokens beside it."""
     frames = mask.view(grid.frames, 1, grid.height, grid.width).float()
-    eroded = -F.max_pool2d(-frames, 3, stride=1, padding=1)
-    return F.max_pool2d(eroded, 5, stride=1, padding=2).flatten() > 0
+    return F.max_pool2d(frames, 2 * reach + 1, stride=1, padding=reach).flatten() > 0

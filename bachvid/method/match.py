@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bachvid.method.mask import grow
 from bachvid.method.recipe import Recipe
 from bachvid.models.grid import Grid
 
@@ -66,17 +67,20 @@ class Places:
     background: Tensor  # I_frm,bg = I_id,bg
 
 
-def places(frame: Tensor, identity: Tensor, matches: Matches | None, recipe: Recipe) -> Places:
+def places(frame: Tensor, identity: Tensor, matches: Matches | None, grid: Grid, recipe: Recipe) -> Places:
     """The index sets of Eq. 10-11, for masks (N,) bool of the frame video and the identity.
 
     Foreground needs matches and is left out in mode "bg", background in mode "fg", and both in mode "off".
+    Tokens within the recipe's margin around either foreground are no background to borrow.
     """
     mode, nothing = recipe.mode, frame.new_zeros(0, dtype=torch.int64)
     matched = partners = nothing
     if matches and mode in ("both", "fg"):
         matched = _accepted(frame, identity, matches, recipe).nonzero()[:, 0]
         partners = matches.partner[matched]
-    background = (~(identity | frame)).nonzero()[:, 0] if mode in ("both", "bg") else nothing
+    background = nothing
+    if mode in ("both", "bg"):
+        background = (~grow(identity | frame, grid, recipe.margin)).nonzero()[:, 0]
     return Places(
         tokens=len(frame),
         foreground=frame.nonzero()[:, 0],

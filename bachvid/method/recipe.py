@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from bachvid.method.mask import Keys
 from bachvid.models.attention import Site
 
 Mode = Literal["both", "fg", "bg", "off"]
@@ -30,6 +31,11 @@ class Recipe:
     mode: Mode = "both"  # inject foreground and background, one of them, or nothing
     branches: Literal["cond", "both"] = "cond"  # of guidance; the paper's cache holds one branch
     inject_steps: tuple[int, int] | None = None  # first and last step with injection; None: all
+    strength: float = (
+        1.0  # of borrowed keys against own ones in the softmax of Eq. 14; 0: nothing is borrowed
+    )
+    mask_softmax: Keys = "all"  # the keys that the softmax of Eq. 1 runs over where masks are read
+    margin: int = 0  # tokens around either foreground that are not borrowed as background
     normalize: bool = True  # cosine in every layer before the sum; off: Eq. 7 as printed
     window: Literal["all", "frame"] = "all"  # match among all identity tokens, or in the same latent frame
     min_similarity: float | None = None  # mean cosine below which a token borrows nothing (CharaConsist)
