@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bachvid.errors import UsageError
 from bachvid.method.spans import Parts
+from bachvid.pictures.files import write_bytes
 from bachvid.pictures.frames import Frames
 
 
@@ -64,18 +65,13 @@ class RunFolder:
 
     def write_json(self, name: str, values: Any) -> None:
         """Write plain values, readable by people."""
-        self._write(name, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        write_bytes(self.path / name, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
     def write_latents(self, video: Made) -> None:
         """Write a video's final latents beside where its mp4 will stand."""
         tensors = {"latents": video.latents.cpu().contiguous()}
-        self._write(f"{video.name}/latents.safetensors", save(tensors, {"seed": str(video.seed)}))
-
-    def _write(self, name: str, data: bytes) -> None:
-        path = self / name
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(data)
-        part.replace(path)
+        path = self.path / video.name / "latents.safetensors"
+        write_bytes(path, save(tensors, {"seed": str(video.seed)}))
 
 
 def slug(text: str, longest: int = 40) -> str:

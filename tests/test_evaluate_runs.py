@@ -15,14 +15,13 @@ import torch
 from small_stage import small_model
 
 from bachvid.errors import UsageError
-from bachvid.evaluate.alone import pre_run
 from bachvid.evaluate.cost import Meter, paper_cache_gb
 from bachvid.evaluate.metrics import TOKEN
 from bachvid.evaluate.plans import OPTIONS, PLANS, Ranking, Subject
 from bachvid.evaluate.quality import borrowed
 from bachvid.evaluate.runs import Method, draw_layers, mislead, oracle, shuffled, tell_truth
 from bachvid.evaluate.stage import Scene, read
-from bachvid.evaluate.studio import Studio, together
+from bachvid.evaluate.studio import Studio, pre_run, together
 from bachvid.method.frame import FrameVideo
 from bachvid.method.group import Group, vanilla
 from bachvid.method.match import Places
@@ -74,7 +73,8 @@ def test_a_pre_run_is_read_again_without_denoising(
     studio: Studio, scene: Scene, changes: dict[str, Any]
 ) -> None:
     recipe = replace(studio.recipe, **changes)
-    found = pre_run(scene.denoiser, recipe, scene.identity)
+    known = scene.identity
+    found = pre_run(scene.denoiser, recipe, known.take, known.trajectory)
     expected = result(scout(studio.denoiser(), recipe, scene.texts[0], scene.noise[0]))
     for name in ("tau", "believed", "features_at"):
         assert getattr(found, name) == getattr(expected, name), name

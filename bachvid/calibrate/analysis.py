@@ -18,12 +18,11 @@ from bachvid.calibrate.select import Layers
 from bachvid.calibrate.truth import Judge, Judged, Truth, seen_tokens
 from bachvid.calibrate.vital import change, made_without
 from bachvid.evaluate.ledger import Ledger
-from bachvid.evaluate.studio import Studio, together
+from bachvid.evaluate.studio import Studio, pre_run, together
 from bachvid.method.denoiser import Prompt
 from bachvid.method.recipe import Recipe
-from bachvid.method.scout import Scouted, believable, look_at
 from bachvid.method.spans import Parts
-from bachvid.pictures.files import write_video
+from bachvid.pictures.files import write_bytes, write_video
 from bachvid.pictures.frames import Frames
 
 
@@ -73,7 +72,7 @@ class Analysis:
                     file = self.folder / "videos" / f"{number:03}-{n}.mp4"
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_video(file, self.studio.develop(latents.to(self.device)), self.fps)
-                write(path, save({name: tensor.contiguous() for name, tensor in vars(found).items()}))
+                write_bytes(path, save({name: tensor.contiguous() for name, tensor in vars(found).items()}))
             yield number
 
     def learn(self) -> Iterator[int]:
@@ -87,7 +86,7 @@ class Analysis:
                 ]
                 masks = torch.stack([seen_tokens(each, grid) for each in seen])
                 partners = torch.stack([self.truth.partners(frame, seen[0], grid) for frame in seen[1:]])
-                write(path, save({"masks": masks, "partners": partners.contiguous()}))
+                write_bytes(path, save({"masks": masks, "partners": partners.contiguous()}))
             yield number
 
     def groups(self) -> Iterator[Group]:
@@ -115,7 +114,7 @@ class Analysis:
             assert group is not None, "groups are fused before their pictures are made"
             recipe = replace(self.studio.recipe, match_layers=layers, mask_layers=layers[:1])
             given = self.studio.denoiser(), recipe, self.prompts(number), group.observed.trajectory
-            write(path, save({"partner": fused_partners(*given).contiguous()}))
+            write_bytes(path, save({"partner": fused_partners(*given).contiguous()}))
         return load_file(path)["partner"]
 
     def leave_out(self, videos: int) -> Iterator[tuple[int, int]]:
@@ -152,7 +151,10 @@ class Analysis:
             trajectory = load_file(self._path("groups", group))["trajectory"].to(self.device)
             denoiser = self.studio.denoiser()
             rows = zip(self.prompts(group), self.seeds(group), trajectory, strict=True)
-            seen = [self._scouted(recipe, prompt, seed, list(row[:, None])) for prompt, seed, row in rows]
+            seen = [
+                pre_run(denoiser, recipe, denoiser.start(prompt, seed), row.split(1))
+                for prompt, seed, row in rows
+            ]
             made = together(denoiser, recipe, seen[0], seen[1:])
             moved = change([frame.take.latents for frame in made], [row[-1:] for row in trajectory[1:]])
             done[name] = {"change": sum(moved) / len(moved)}
@@ -168,36 +170,10 @@ class Analysis:
         started, judged = time.perf_counter(), full
         if layer:
             latents = made_without(self.studio, self.prompts(number)[0], self.seeds(number)[0], layer)
-            write(self._path(f"without-{layer}", number), save({"latents": latents.cpu().contiguous()}))
+            write_bytes(self._path(f"without-{layer}", number), save({"latents": latents.cpu().contiguous()}))
             judged = self.judge.judge(self.studio.develop(latents))
         likeness = self.judge.likeness(full, judged)
         return {"quality": judged.quality, "likeness": likeness, "seconds": time.perf_counter() - started}
 
-    def _scouted(self, recipe: Recipe, prompt: Prompt, seed: int, trajectory: list[Tensor]) -> Scouted:
-        """What a pre-run with this recipe sees of a video that is known to its end."""
-        denoiser = self.studio.denoiser()
-        at_mask, at_match = (
-            look_at(denoiser, recipe, prompt, trajectory[tau], tau)
-            for tau in (recipe.tau_mask, recipe.tau_match)
-        )
-        mask, tau = at_mask.mask(), max(recipe.tau_mask, recipe.tau_match)
-        return Scouted(
-            take=denoiser.start(prompt, seed),
-            tau=tau,
-            trajectory=trajectory,
-            mask=mask,
-            believed=believable(mask, recipe),
-            features=at_match.features(),
-            features_at=recipe.tau_match,
-        )
-
     def _path(self, kind: str, number: int) -> Path:
         return self.folder / kind / f"{number:03}.safetensors"
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)

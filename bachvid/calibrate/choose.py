@@ -19,8 +19,9 @@ from bachvid.calibrate.profile import (
     random_mse,
     same_place_scores,
 )
-from bachvid.calibrate.select import Draw, Layers, Selection, mean
+from bachvid.calibrate.select import Draw, Layers, Selection
 from bachvid.errors import UsageError
+from bachvid.evaluate.figures import known_mean
 from bachvid.models.grid import Grid
 
 MOST_LAYERS = 15  # the paper's share of CogVideoX-5B, for masks and for matches
@@ -65,16 +66,16 @@ class Evidence:
         """The part of a figure that shows single layers, for values (V, S, L) and the steps averaged over."""
         shown = values[:, window[0] : window[1] + 1]
         draws = select.resamples(len(values), self.seed)
-        profiles = np.array([mean(shown[draw], (0, 1)) for draw in draws])
+        profiles = np.array([known_mean(shown[draw], (0, 1)) for draw in draws])
         low, high = np.percentile(profiles, (2.5, 97.5), axis=0)
         return {
             "better": better,
             "layers": list(range(1, values.shape[-1] + 1)),
             "steps": list(range(values.shape[1])),
             "timesteps": [float(t) for t in self.timesteps],
-            "values": mean(values, 0).tolist(),
-            "by_step": mean(values, (0, 2)).tolist(),
-            "by_layer": mean(shown, (0, 1)).tolist(),
+            "values": known_mean(values, 0).tolist(),
+            "by_step": known_mean(values, (0, 2)).tolist(),
+            "by_layer": known_mean(shown, (0, 1)).tolist(),
             "by_layer_interval": np.stack([low, high], axis=1).tolist(),
             "window": list(window),
         }
@@ -104,10 +105,10 @@ def choose_masks(
     layers = pick(np.arange(len(iou)))
     warnings = []
     if not layers:
-        layers = (int(np.nanargmax(mean(iou, (0, 1)))) + 1,)
+        layers = (int(np.nanargmax(known_mean(iou, (0, 1)))) + 1,)
         warnings.append("No layer's mask is better than a mask of everything: do not trust this choice.")
     fused = evidence.fused_ious(layers)  # V S
-    curve = mean(fused, 0)
+    curve = known_mean(fused, 0)
     tau = select.first_high(curve)
     if np.nanmax(curve) < share + CLOSE:
         warnings.append(f"The masks beat a mask of everything by {np.nanmax(curve) - share:.2f} only.")
@@ -116,7 +117,7 @@ def choose_masks(
         "what": "IoU",
         **evidence.of_layers("higher", iou, (0, iou.shape[1] - 1)),
         "chosen": list(layers),
-        "subset_mean": mean(iou[..., [n - 1 for n in layers]], (0, 2)).tolist(),
+        "subset_mean": known_mean(iou[..., [n - 1 for n in layers]], (0, 2)).tolist(),
         "fused": curve.tolist(),
         "tau": tau,
         "baselines": {"all foreground": share, "coin": share / (1 + share)},
@@ -144,7 +145,7 @@ def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, A
     layers = pick(np.arange(len(found.mse)))
     warnings = []
     if not layers:
-        layers = (int(np.nanargmin(mean(found.mse, (0, 1)))) + 1,)
+        layers = (int(np.nanargmin(known_mean(found.mse, (0, 1)))) + 1,)
         warnings.append("No layer's matches are better than no movement at all: do not trust this choice.")
     pck = evidence.of_layers("higher", found.pck1, window)
     figure = {
@@ -152,7 +153,7 @@ def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, A
         "what": "MSE (tokens^2)",
         **evidence.of_layers("lower", found.mse, window),
         "chosen": list(layers),
-        "subset_mean": mean(found.mse[..., [n - 1 for n in layers]], (0, 2)).tolist(),
+        "subset_mean": known_mean(found.mse[..., [n - 1 for n in layers]], (0, 2)).tolist(),
         "baselines": {"random": random_mse(evidence.grid), "same place": ceiling},
         "pck": {
             **{name: pck[name] for name in ("values", "by_step", "by_layer")},
@@ -172,7 +173,7 @@ def settle_matches(
     evidence: Evidence, ranked: Selection, figure: dict[str, Any], scores: MatchScores
 ) -> tuple[Selection, dict[str, Any]]:
     """The match layers with their tau, for the scores (P, S) of all chosen layers together."""
-    curve = mean(scores.mse, 0)
+    curve = known_mean(scores.mse, 0)
     tau = select.first_low(curve)
     still, warnings = figure["baselines"]["same place"], list(ranked.warnings)
     if np.nanmin(curve) > (1 - CLOSE) * still:
@@ -180,7 +181,7 @@ def settle_matches(
     more = {
         "fused": curve.tolist(),
         "tau": tau,
-        "pck": {**figure["pck"], "fused": mean(scores.pck1, 0).tolist()},
+        "pck": {**figure["pck"], "fused": known_mean(scores.pck1, 0).tolist()},
     }
     settled = Selection(
         **{
@@ -215,7 +216,7 @@ def choose_vital(
         layers = _vital(drops["q"], "top", count, seed)
         warnings.append(f"No layer stands out; the {count} whose loss costs most quality are taken.")
     alike = _vital(drops["l"], "outliers", count, seed) or _vital(drops["l"], "top", count, seed)
-    costs = mean(drops["q"], 0)
+    costs = known_mean(drops["q"], 0)
     numbers = list(range(1, quality.shape[1]))
     figure = {
         "layers": numbers,
@@ -242,13 +243,13 @@ def _vital(drops: Array, rule: str, count: int, seed: int) -> Layers:
     if rule == "all":
         return select.ordered(range(drops.shape[1]))
     if rule == "top":
-        return select.ordered(np.argsort(-mean(drops, 0), kind="stable")[:count])
+        return select.ordered(np.argsort(-known_mean(drops, 0), kind="stable")[:count])
     return select.outliers(drops, seed=seed)
 
 
 def _scores(scores: Array, seed: int) -> dict[str, Any]:
     """Mean scores (P, L + 1), the whole video's first, with 95 % intervals of those without a layer."""
-    whole, *without = mean(scores, 0).tolist()
-    draws = np.array([mean(scores[draw, 1:], 0) for draw in select.resamples(len(scores), seed)])
+    whole, *without = known_mean(scores, 0).tolist()
+    draws = np.array([known_mean(scores[draw, 1:], 0) for draw in select.resamples(len(scores), seed)])
     low, high = np.percentile(draws, (2.5, 97.5), axis=0)
     return {"full": whole, "without": without, "interval": np.stack([low, high], axis=1).tolist()}

@@ -21,12 +21,11 @@ from bachvid.calibrate.truth import Judge, Truth
 from bachvid.console import Console
 from bachvid.errors import UsageError
 from bachvid.evaluate.ledger import Ledger
-from bachvid.evaluate.studio import Studio
+from bachvid.evaluate.studio import Studio, timesteps_of
 from bachvid.method.identity import fingerprint
 from bachvid.method.recipe import own_recipe
 from bachvid.method.spans import Parts
 from bachvid.models.checkpoint import open_checkpoint
-from bachvid.sampling.sampler import read_sampler
 from bachvid.settings import DTYPES, best_device, best_dtype, usable_device
 from bachvid.stage.captions import caption
 from bachvid.stage.world import sample_group
@@ -81,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     recipe = own_recipe(folder, checkpoint.family, checkpoint.config.layers)
     device = usable_device(args.device) or best_device()
     dtype = DTYPES[args.dtype] if args.dtype else best_dtype(device, checkpoint)
-    recipe = recipe.at(read_sampler(checkpoint.scheduler, args.steps or recipe.steps).schedule.timesteps)
+    recipe = recipe.at(timesteps_of(checkpoint, args.steps or recipe.steps))
     left_out = min(args.left_out, len(stories))
     cost = estimate(checkpoint, recipe.steps, len(stories), len(stories[0]), left_out, CHECKED, dtype)
     console.say(
@@ -117,11 +116,12 @@ def begin(
 ) -> Analysis:
     """The analysis in `out`, gone on with if it is of the same videos; UsageError if it is of others."""
     recipe = studio.recipe
+    watched = ("steps", "guidance", "words", "shared_noise", "mask_softmax")  # what is seen depends on these
     settings = {
         "model": model.name,
         "weights": fingerprint(studio.parts),
         "seed": seed,
-        "videos": {name: getattr(recipe, name) for name in ("steps", "guidance", "words", "shared_noise")},
+        "videos": {name: getattr(recipe, name) for name in watched},
         "truth": truth.about,
         "judge": judge.about,
         "stories": [[parts.prompt(recipe.character_first) for parts in story] for story in stories],

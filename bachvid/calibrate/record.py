@@ -11,13 +11,13 @@ import torch
 import transformers
 
 from bachvid import __version__
-from bachvid.calibrate.analysis import Analysis, write
+from bachvid.calibrate.analysis import Analysis
 from bachvid.calibrate.gallery import make_gallery
 from bachvid.calibrate.page import write_page
 from bachvid.calibrate.plots import draw
 from bachvid.calibrate.procedure import Found
 from bachvid.errors import UsageError
-from bachvid.pictures.files import write_image
+from bachvid.pictures.files import write_bytes, write_image
 
 
 def write_record(analysis: Analysis, found: Found, preset: Path) -> Path:
@@ -58,7 +58,8 @@ def about(analysis: Analysis) -> dict[str, Any]:
 
 def write_json(path: Path, values: Any) -> None:
     """Write plain values; what is not a number becomes null."""
-    write(path, (json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
 
 
 def plain(values: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bachvid.calibrate.profile import Array
+from bachvid.evaluate.figures import known_mean
 
 RESAMPLES = 500
 SURE = (0.2, 0.8)  # a layer that resamples pick less or more often than this is no borderline case
@@ -58,7 +59,7 @@ def mask_layers(iou: Array, floor: float, ratio: float, most: int) -> Layers:
 
     `iou` (V, S, L). A layer no better than `floor`, what a mask of everything reaches, is never chosen.
     """
-    profile = mean(iou, (0, 1))  # L
+    profile = known_mean(iou, (0, 1))  # L
     good = [n for n in np.argsort(-profile, kind="stable") if profile[n] >= ratio * np.nanmax(profile)]
     return ordered(n for n in good[:most] if profile[n] > floor)
 
@@ -72,7 +73,7 @@ def grow(fused: Callable[[Layers], Array], layers: int, most: int, least: float 
     reached = -np.inf
     while len(chosen) < min(most, layers):
         wider = [tuple(sorted({*chosen, n})) for n in range(1, layers + 1) if n not in chosen]
-        scores = [np.nanmax(mean(fused(candidate), 0)) for candidate in wider]
+        scores = [np.nanmax(known_mean(fused(candidate), 0)) for candidate in wider]
         best = int(np.argmax(scores))
         if scores[best] < reached + least:
             break
@@ -85,15 +86,15 @@ def match_layers(mse: Array, ceiling: float, count: int, window: tuple[int, int]
 
     `mse` (P, S, L). A layer no better than `ceiling`, what no movement at all reaches, is never chosen.
     """
-    profile = mean(mse[:, window[0] : window[1] + 1], (0, 1))  # L
+    profile = known_mean(mse[:, window[0] : window[1] + 1], (0, 1))  # L
     best = np.argsort(profile, kind="stable")[:count]
     return ordered(n for n in best if profile[n] < ceiling)
 
 
 def calm_window(mse: Array, factor: float = 1.5) -> tuple[int, int]:
     """First and last step at which the best layer's error is within `factor` of its least (appendix B)."""
-    curves = mean(mse, 0)  # S L
-    best = curves[:, np.nanargmin(mean(curves, 0))]
+    curves = known_mean(mse, 0)  # S L
+    best = curves[:, np.nanargmin(known_mean(curves, 0))]
     calm = np.flatnonzero(best <= factor * np.nanmin(best))
     return int(calm[0]), int(calm[-1])
 
@@ -115,7 +116,7 @@ def outliers(drops: Array, deviations: float = 3.0, p: float = 0.01, seed: int =
     layer counts if its mean drop is over `deviations` robust standard deviations of all, and no chance: `p`
     by the signs, one-sided and Holm-adjusted.
     """
-    means = mean(drops, 0)
+    means = known_mean(drops, 0)
     spread = 1.4826 * np.nanmedian(np.abs(means - np.nanmedian(means)))
     likely = holm(sign_flips(drops, seed)) < p
     return ordered(np.flatnonzero((means > deviations * spread) & likely))
@@ -147,7 +148,7 @@ def stability(
 
 def tau_interval(find: Callable[[Array], int], curves: Array, seed: int) -> tuple[int, int]:
     """The 90 % interval of the step that `find` sees in the mean of resampled curves (V, S)."""
-    steps = [find(mean(curves[draw], 0)) for draw in resamples(len(curves), seed)]
+    steps = [find(known_mean(curves[draw], 0)) for draw in resamples(len(curves), seed)]
     low, high = np.percentile(steps, (5, 95))
     return round(low), round(high)
 
@@ -155,13 +156,6 @@ def tau_interval(find: Callable[[Array], int], curves: Array, seed: int) -> tupl
 def resamples(count: int, seed: int) -> Draw:
     """Draws (RESAMPLES, count) of indices with replacement."""
     return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-
-
-def mean(values: Array, axis: int | tuple[int, ...]) -> Array:
-    """The mean of what is not NaN; NaN where nothing is known."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis=axis) / known.sum(axis=axis)
 
 
 def ordered(indices: Any) -> Layers:

@@ -22,11 +22,10 @@ from bachvid.evaluate.plans import PAPER_STEPS, PLANS, Plan, Ranking, Subject
 from bachvid.evaluate.report import report_bars, report_comparison
 from bachvid.evaluate.runs import Run
 from bachvid.evaluate.stage import measure_group
-from bachvid.evaluate.studio import Studio
+from bachvid.evaluate.studio import Studio, timesteps_of
 from bachvid.method.identity import fingerprint
 from bachvid.method.recipe import own_recipe
 from bachvid.models.checkpoint import Checkpoint, open_checkpoint
-from bachvid.sampling.sampler import read_sampler
 from bachvid.story import find_model
 
 
@@ -121,11 +120,6 @@ def subject_of(checkpoint: Checkpoint, studio: Studio, calibration: Path | None)
         paper_timesteps=timesteps_of(checkpoint, PAPER_STEPS),
         ranking=Ranking.read(calibration, layers) if calibration else None,
     )
-
-
-def timesteps_of(checkpoint: Checkpoint, steps: int) -> Sequence[float]:
-    """What the model is told at the steps of its schedule of this length."""
-    return read_sampler(checkpoint.scheduler, steps).schedule.timesteps
 
 
 def shard(text: str) -> tuple[int, int]:

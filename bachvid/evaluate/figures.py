@@ -133,14 +133,14 @@ def bootstrap(groups: Sequence[Measured], seed: int) -> tuple[Means, Means]:
     """
     draws = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
     values = {name: np.array([group[name] for group in groups], dtype=float) for name in groups[0]}
-    means = {name: float(_mean(column)) for name, column in values.items()}
-    return means, {name: _mean(column[draws]) for name, column in values.items()}
+    means = {name: float(known_mean(column)) for name, column in values.items()}
+    return means, {name: known_mean(column[draws]) for name, column in values.items()}
 
 
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means along the last axis of what is not NaN; NaN where nothing is."""
+def known_mean(values: NDArray[np.float64], axis: int | tuple[int, ...] = -1) -> NDArray[np.float64]:
+    """The mean of what is not NaN; NaN where nothing is."""
     with np.errstate(invalid="ignore"):
-        return np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
+        return np.nansum(values, axis=axis) / (~np.isnan(values)).sum(axis=axis)
 
 
 def _interval(mean: float, resampled: NDArray[np.float64]) -> Interval:

@@ -13,6 +13,7 @@ from bachvid.evaluate.figures import ENDPOINT, FIGURES, Interval, Measured, ever
 from bachvid.evaluate.plans import Plan
 from bachvid.evaluate.runs import Run
 from bachvid.evaluate.table import SIGN, Rows, aligned, figure_rows, markdown
+from bachvid.pictures.files import write_bytes
 
 Cell = Callable[[Interval, "Column", bool], str]  # a value in words; whether it is a difference
 Section = tuple[str, Rows]  # a title and a table
@@ -178,9 +179,7 @@ def write(out: Path, values: Mapping[str, Any], text: str) -> None:
         (out.with_suffix(".md"), text),
         (out, json.dumps(values, indent=2, allow_nan=False) + "\n"),
     ):
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
+        write_bytes(path, content.encode())
 
 
 def by_run(found: ByRun) -> dict[str, dict[str, dict[str, float | None]]]:

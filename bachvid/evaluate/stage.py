@@ -14,11 +14,11 @@ from functools import cached_property
 from typing import Literal
 
 from bachvid.evaluate.agreement import Watched, agreement, guards, rightness
-from bachvid.evaluate.alone import Alone, pre_run
+from bachvid.evaluate.alone import Alone
 from bachvid.evaluate.cost import Meter, paper_cache_gb
 from bachvid.evaluate.metrics import mean
 from bachvid.evaluate.quality import borrowed, mask_quality, match_quality
-from bachvid.evaluate.studio import Studio, together
+from bachvid.evaluate.studio import Studio, pre_run, together
 from bachvid.method.frame import FrameVideo
 from bachvid.method.match import Places, match
 from bachvid.method.recipe import Recipe
@@ -106,7 +106,7 @@ class Scene:
         key = video, what_a_pre_run_knows(recipe)
         if key not in self._seen:
             with Meter() as cost:
-                found = pre_run(self.denoiser, recipe, video)
+                found = pre_run(self.denoiser, recipe, video.take, video.trajectory)
             self._seen[key] = found, video.clock[found.tau] + cost.seconds
         return self._seen[key]
 

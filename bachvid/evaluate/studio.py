@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from bachvid.method.denoiser import Denoiser, Prompt
+from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.frame import FrameVideo
 from bachvid.method.group import Group
+from bachvid.method.look import Look
 from bachvid.method.prompts import encode_prompts
 from bachvid.method.recipe import Recipe
-from bachvid.method.scout import Scouted, look_at
+from bachvid.method.scout import Scouted, believable, look_at
 from bachvid.method.spans import Parts
 from bachvid.models.checkpoint import Checkpoint
 from bachvid.models.grid import Grid
@@ -92,6 +94,38 @@ class Studio:
     def develop(self, latents: Tensor) -> Frames:
         """The pixels of a video's latents; what is not a number is black, which no puppet is."""
         return to_frames(self.vae.to_video(latents.float())[0].nan_to_num(nan=-1.0))
+
+
+def timesteps_of(checkpoint: Checkpoint, steps: int) -> Sequence[float]:
+    """What the model is told at the steps of its schedule of this length."""
+    return read_sampler(checkpoint.scheduler, steps).schedule.timesteps
+
+
+def pre_run(denoiser: Denoiser, recipe: Recipe, take: Take, trajectory: Sequence[Tensor]) -> Scouted:
+    """What the pre-run of this recipe finds out about a video whose way is known; nothing is denoised.
+
+    It is what `scout` returns for the same prompt and noise, but that the trajectory goes on to the end. As
+    there, a mask that cannot be believed is read again one step later, and the features with it.
+    """
+
+    @cache
+    def look(step: int) -> Look:
+        return look_at(denoiser, recipe, take.prompt, trajectory[step], step)
+
+    tau, patience = recipe.tau_mask, min(2 * recipe.tau_mask, denoiser.steps - 1)
+    tries = range(tau, patience + 1)
+    step = next((step for step in tries if believable(look(step).mask(), recipe)), patience)
+    features_at = max(step, recipe.tau_match) if step > tau else recipe.tau_match
+    mask = look(step).mask()
+    return Scouted(
+        take=take,
+        tau=max(step, features_at),
+        trajectory=list(trajectory),
+        mask=mask,
+        believed=believable(mask, recipe),
+        features=look(features_at).features(),
+        features_at=features_at,
+    )
 
 
 def together(

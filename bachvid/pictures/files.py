@@ -1,4 +1,4 @@
-"""Pictures and videos as files: complete or absent, and read back before they count as written."""
+"""Files that are complete or absent; pictures and videos are read back before they count as written."""
 
 from __future__ import annotations
 
@@ -80,6 +80,13 @@ def count_frames(path: Path | str) -> int:
             return sum(1 for _ in container.decode(video=0))
     except (av.FFmpegError, OSError, IndexError):
         return 0
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, and the folder it lies in if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(data)
 
 
 @contextmanager
