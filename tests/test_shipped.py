@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import CogVideoXPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from bachvid.__main__ import main
@@ -48,20 +48,25 @@ def test_a_shipped_model_comes_with_story_preset_and_record(name: str) -> None:
 def test_diffusers_makes_the_same_video(name: str, tmp_path: Path) -> None:
     folder = WEIGHTS / name
     story = read_stories(folder / "story.txt")[0].videos[1]
-    config = open_checkpoint(folder).config
+    checkpoint = open_checkpoint(folder)
+    (width, height), frames = checkpoint.format.size, checkpoint.format.frames
     flags = ["--background", story.background, "--character", story.character, "--action", story.action]
     flags += ["--mode", "off", "--steps", "4", "--seed", "5", "--out", str(tmp_path / "ours")]
     assert main(["run", "--model", name, *flags]) == 0
     ours = load_file(tmp_path / "ours/identity/latents.safetensors")["latents"]
 
-    pipeline = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         story.prompt(),
+        negative_prompt="",
+        width=width,
+        height=height,
+        num_frames=frames - 1 if checkpoint.family == "wan" else frames,  # where it adds one
         num_inference_steps=4,
         guidance_scale=load_preset(folder / "preset.json").guidance,
         generator=torch.Generator("cpu").manual_seed(5),
-        max_sequence_length=config.text_length,
+        max_sequence_length=checkpoint.text_length,
         output_type="latent",
     ).frames
     assert theirs.std() > 0.3  # a video, not a blank

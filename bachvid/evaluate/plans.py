@@ -157,7 +157,7 @@ def options(subject: Subject) -> list[Run]:
     for name, values in OPTIONS.items():
         known = getattr(own, name)
         for value in values:
-            if value != known:
+            if value != known and (name, own.mask_kind) != ("mask_softmax", "cross"):  # all keys are text
                 changed = Method(replace(own, **{name: value}), start)
                 runs.append(Run(f"{name}={value}", f"{value} in place of {known}", changed, base))
     return [
