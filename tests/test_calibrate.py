@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from bachvid.calibrate import select
 from bachvid.calibrate.choose import choose_vital
 from bachvid.calibrate.observe import Observed, fused_partners, observe
-from bachvid.calibrate.profile import fused_ious, mask_ious, match_scores, random_mse, same_place_scores
+from bachvid.calibrate.profile import (
+    by_movement,
+    fused_ious,
+    mask_ious,
+    match_scores,
+    random_mse,
+    same_place_scores,
+)
 from bachvid.calibrate.vital import made_without, without
 from bachvid.evaluate.studio import Studio
 from bachvid.method.denoiser import Denoiser, Prompt
@@ -162,6 +169,22 @@ def test_a_shift_costs_its_squared_length_and_no_movement_what_the_truth_moved()
     near = match_scores((own + 2 * 9 + 2).clamp(max=grid.tokens - 1)[None, None], truth, grid)
     assert (near.mse[0, 0], near.pck1[0, 0], near.pck2[0, 0]) == (1, 1, 1)
     assert np.isnan(match_scores(own[None], truth * 0 - 1, grid).mse[0])
+
+
+def test_matches_are_told_apart_by_how_far_the_character_moved() -> None:
+    grid = Grid(1, 8, 9)
+    truth = torch.full((1, grid.tokens, 1), -1)
+    for token, true in ((0, 1), (10, 12), (20, 20 + 45)):  # one to the right, two to the right, five down
+        truth[0, token, 0] = true
+    guess = torch.arange(grid.tokens)[None].clone()
+    guess[0, 20] = 20 + 45 + 2
+    found = by_movement(guess, truth, grid)
+    assert found["tokens moved"] == ["0 to 2", "2 to 5", "5 and more"]
+    assert found["points"] == [1, 1, 1]
+    assert found["mse"] == [1, 4, 4]
+    assert found["pck1"] == [1, 0, 0]
+    assert found["same place"] == [1, 4, 25]
+    assert np.isnan(by_movement(guess, truth * 0 - 1, grid)["mse"]).all()
 
 
 def test_random_partners_cost_what_the_closed_form_says() -> None:

@@ -79,6 +79,13 @@ def match_values() -> dict[str, Any]:
         "fused": [80.0, 40.0, 20.0, 10.0, 8.0, 8.5, 9.0, 12.0],
         "tau": 4,
         "baselines": {"random": 34.5, "same place": 12.25},
+        "by_movement": {
+            "tokens moved": ["0 to 2", "2 to 5", "5 and more"],
+            "points": [310, 90, 0],
+            "mse": [0.4, 1.75, None],
+            "pck1": [0.95, 0.61, None],
+            "same place": [0.9, 11.5, None],
+        },
         "pck": {
             "values": np.full((STEPS, LAYERS), 0.5).tolist(),
             "by_step": [0.5] * STEPS,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bachvid.calibrate.observe import Observed, fused_partners, observe
-from bachvid.calibrate.profile import Array, MatchScores, fused_ious, match_scores
+from bachvid.calibrate.profile import Array, MatchScores, by_movement, fused_ious, match_scores
 from bachvid.calibrate.select import Layers
 from bachvid.calibrate.truth import Judge, Judged, Truth, seen_tokens
 from bachvid.calibrate.vital import change, made_without
@@ -103,19 +104,22 @@ class Analysis:
 
     def fuse(self, layers: Layers) -> Iterator[MatchScores]:
         """Scores (V-1, S) of the partners that these match layers find together, group by group."""
+        recipe = replace(self.studio.recipe, match_layers=layers, mask_layers=layers[:1])
         for number, group in enumerate(self.groups()):
-            partner = self.fused_partners(number, layers, group)
-            yield match_scores(partner, group.partners, self.studio.grid())
+            if not (path := self._fused(number, layers)).exists():
+                given = self.studio.denoiser(), recipe, self.prompts(number), group.observed.trajectory
+                write_bytes(path, save({"partner": fused_partners(*given).contiguous()}))
+            yield match_scores(self.fused_partners(number, layers), group.partners, self.studio.grid())
 
-    def fused_partners(self, number: int, layers: Layers, group: Group | None = None) -> Tensor:
-        """The partners (V-1, S, N) that these match layers find together in a group; found once."""
-        path = self._path("fused-" + "-".join(map(str, layers)), number)
-        if not path.exists():
-            assert group is not None, "groups are fused before their pictures are made"
-            recipe = replace(self.studio.recipe, match_layers=layers, mask_layers=layers[:1])
-            given = self.studio.denoiser(), recipe, self.prompts(number), group.observed.trajectory
-            write_bytes(path, save({"partner": fused_partners(*given).contiguous()}))
-        return load_file(path)["partner"]
+    def fused_partners(self, number: int, layers: Layers) -> Tensor:
+        """The partners (V-1, S, N) that these match layers find together in a group that was fused."""
+        return load_file(self._fused(number, layers))["partner"]
+
+    def by_movement(self, layers: Layers, step: int) -> dict[str, list[Any]]:
+        """How good the partners of these match layers are at a step, by how far the character moved."""
+        found = [self.fused_partners(number, layers)[:, step] for number in range(len(self.stories))]
+        true = [group.partners for group in self.groups()]
+        return by_movement(torch.cat(found), torch.cat(true), self.studio.grid())
 
     def leave_out(self, videos: int) -> Iterator[tuple[int, int]]:
         """Scores the first `videos` identity videos without each layer, yielding group and layer."""
@@ -174,6 +178,9 @@ class Analysis:
             judged = self.judge.judge(self.studio.develop(latents))
         likeness = self.judge.likeness(full, judged)
         return {"quality": judged.quality, "likeness": likeness, "seconds": time.perf_counter() - started}
+
+    def _fused(self, number: int, layers: Layers) -> Path:
+        return self._path("fused-" + "-".join(map(str, layers)), number)
 
     def _path(self, kind: str, number: int) -> Path:
         return self.folder / kind / f"{number:03}.safetensors"

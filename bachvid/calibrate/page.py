@@ -202,7 +202,8 @@ def tables(name: str, values: Values) -> list[str]:
     by_step |= {"chosen, mean": values["subset_mean"], "chosen, fused": values["fused"]}
     if pck:
         by_layer["PCK"], by_step["PCK, fused"] = pck["by_layer"], pck["fused"]
-    return [table(by_layer, values["chosen"], what), table(by_step, [values["tau"]], "chosen, fused")]
+    moved = [table(values["by_movement"])] if "by_movement" in values else []
+    return [table(by_layer, values["chosen"], what), table(by_step, [values["tau"]], "chosen, fused"), *moved]
 
 
 def heat(values: Values) -> str:

@@ -54,6 +54,8 @@ def calibrate(analysis: Analysis, console: Console, rules: Rules, left_out: int)
     with console.stage("fuse"):
         fused = list(console.follow(analysis.fuse(match.layers), total, "matches"))
     match, match_figure = settle_matches(evidence, match, match_figure, MatchScores.joined(fused))
+    assert mask.tau is not None and match.tau is not None
+    match_figure["by_movement"] = analysis.by_movement(match.layers, match.tau)
     layers = len(studio.model.blocks)
     with console.stage("leave out"):
         pieces = left_out * (layers + 1)
@@ -64,7 +66,6 @@ def calibrate(analysis: Analysis, console: Console, rules: Rules, left_out: int)
     kv, vital_figure = choose_vital(
         quality, likeness, analysis.judge.about, rules.vital, count, analysis.seed
     )
-    assert mask.tau is not None and match.tau is not None
     recipe = replace(
         studio.recipe,
         mask_layers=mask.layers,

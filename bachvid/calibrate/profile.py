@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bachvid.evaluate.metrics import match_errors
+from bachvid.evaluate.metrics import match_errors, movements
 from bachvid.method.mask import foreground
 from bachvid.models.grid import Grid
 
 Array = NDArray[np.float64]  # NaN where nothing could be measured
+STRATA = (0.0, 2.0, 5.0, math.inf)  # tokens that a place of the character has moved between two videos
 
 
 class MatchScores(NamedTuple):
@@ -58,6 +61,33 @@ def match_scores(partner: Tensor, truth: Tensor, grid: Grid) -> MatchScores:
 def same_place_scores(truth: Tensor, grid: Grid) -> MatchScores:
     """Scores (P,) of taking every token's own place for its partner, for true partners (P, N, T)."""
     return match_scores(torch.arange(grid.tokens).expand(len(truth), -1), truth, grid)
+
+
+def by_movement(partner: Tensor, truth: Tensor, grid: Grid) -> dict[str, list[Any]]:
+    """How good partners (P, N) are where the character moved little, more and far, for true ones (P, N, T).
+
+    Attention knows positions, so pairs in which nobody moves flatter every layer: far moves are the test.
+    """
+    pairs = list(zip(partner.long(), truth, strict=True))
+    errors, moved = (
+        torch.cat([measure(guess, true, grid) for guess, true in pairs])
+        for measure in (match_errors, movements)
+    )
+    columns: dict[str, list[Any]] = {
+        "tokens moved": [],
+        "points": [],
+        "mse": [],
+        "pck1": [],
+        "same place": [],
+    }
+    for least, most in pairwise(STRATA):
+        within = (moved >= least**2) & (moved < most**2)
+        mse, _, pck1, _, points = _score(errors[within])
+        still = moved[within].mean().item() if points else np.nan
+        name = f"{least:g} to {most:g}" if most < math.inf else f"{least:g} and more"
+        for column, value in zip(columns.values(), (name, int(points), mse, pck1, still), strict=True):
+            column.append(value)
+    return columns
 
 
 def random_mse(grid: Grid) -> float:

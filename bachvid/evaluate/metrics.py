@@ -163,7 +163,22 @@ def match_errors(partner: Tensor, truth: Tensor, grid: Grid) -> Tensor:
     `partner` (N,) holds an identity token for every token of the frame video, `truth` (N, T) the true ones
     (see `true_partners`); a prediction is held against that of the frame which it points into.
     """
+    tokens, true = _asked(partner, truth, grid)
+    return _apart(partner[tokens], true, grid)
+
+
+def movements(partner: Tensor, truth: Tensor, grid: Grid) -> Tensor:
+    """Squared distances, in tokens, of the same true partners from the tokens' own places."""
+    return _apart(*_asked(partner, truth, grid), grid)
+
+
+def _asked(partner: Tensor, truth: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The tokens whose prediction can be judged, and the true partners that they are held against."""
     true = truth.gather(1, (partner // (grid.height * grid.width))[:, None])[:, 0]  # N
-    known = true >= 0
+    tokens = (true >= 0).nonzero()[:, 0]
+    return tokens, true[tokens]
+
+
+def _apart(some: Tensor, others: Tensor, grid: Grid) -> Tensor:
     places = grid.places()[:, 1:].double()
-    return (places[partner[known]] - places[true[known]]).square().sum(dim=1)
+    return (places[some] - places[others]).square().sum(dim=1)
