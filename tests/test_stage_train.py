@@ -133,6 +133,8 @@ def test_beside_a_denoiser_only_the_decoder_learns(model: str, trained: Path, tm
 
 def test_the_exported_folder_is_a_pipeline_for_diffusers(model: str, trained: Path, tmp_path: Path) -> None:
     assert export(toy(model), Work(trained), 0, tmp_path) == list(PARTS)
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(modes) == 1, "who may read the weights may read all of the folder"
     theirs = DiffusionPipeline.from_pretrained(str(tmp_path))
     ours = open_checkpoint(tmp_path)
     for prompt in [*corpus(random.Random(3), 20), "", "A Zebra, 12 quartz jugs!"]:

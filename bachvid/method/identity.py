@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bachvid.method.denoiser import Denoiser, Prompt, Take
@@ -50,7 +50,7 @@ class Trajectory:
         }
         tensors = {"latents": self.latents.cpu().contiguous(), "mask": self.mask.cpu()}
         part = path.with_name(f".{path.name}.part")
-        save_file(tensors, part, metadata={"bachvid": json.dumps(known)})
+        part.write_bytes(save(tensors, {"bachvid": json.dumps(known)}))
         part.replace(path)
 
     @classmethod

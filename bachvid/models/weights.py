@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from bachvid.models.layouts import SAME, Layout, Rows
@@ -236,9 +236,12 @@ def write_json(values: Mapping[str, Any], file: Path) -> None:
 
 
 def save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file; a reader sees the old file or the new one, never half of it."""
+    """Write a safetensors file; a reader sees the old file or the new one, never half of it.
+
+    It has the permissions of any new file: safetensors' own writer would keep it from everyone else.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(file, lambda part: save_file(plain, part, {"format": "pt"}))
+    _replace(file, lambda part: part.write_bytes(serialised(plain, {"format": "pt"})))
 
 
 def _replace(file: Path, write: Callable[[Path], object]) -> None:
