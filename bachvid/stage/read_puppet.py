@@ -226,7 +226,7 @@ def _dress(view: View, clips: list[Clip], spots: Tensor) -> _Dressed:
     shares = shares_of(clips, _stand(clips, spots), view)
     colours = unmix(shares, view, torch.tensor(_ANY))
     dressed = [_in_colours(clip, found) for clip, found in zip(clips, colours, strict=True)]
-    world_colours = torch.tensor([[dyes(clip)[material] for material in MATERIALS] for clip in dressed])
+    world_colours = torch.tensor([[dyed[material] for material in MATERIALS] for dyed in map(dyes, dressed)])
     shown = (
         torch.einsum("bfmhw,bmc->bfchw", shares[:, :, :-1], world_colours) + shares[:, :, -1:] * view.plate
     )
@@ -264,8 +264,8 @@ def _clear_colours(colours: Tensor, pixels: Tensor, height: int) -> dict[str, An
 
 def _ranked(colour: Tensor, palette: Mapping[Any, RGB]) -> list[tuple[float, Any]]:
     """Distances and words of a palette, the nearest first."""
-    off = [(float((colour - torch.tensor(rgb)).norm()), name) for name, rgb in palette.items()]
-    return sorted(off, key=lambda pair: pair[0])
+    off = (colour - torch.tensor([*palette.values()])).norm(dim=-1).tolist()
+    return sorted(zip(off, palette, strict=True), key=lambda pair: pair[0])
 
 
 def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
