@@ -156,6 +156,8 @@ def what_a_pre_run_knows(recipe: Recipe) -> Recipe:
         mode="both",
         branches="cond",
         inject_steps=None,
+        strength=1.0,
+        margin=0,
         window="all",
         min_similarity=None,
         require_identity_foreground=False,

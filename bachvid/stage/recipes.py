@@ -112,6 +112,7 @@ TINY_WAN = Recipe(
         ),
         settled=0.45,  # as noisy as 0.6 of the other's schedule
         begins_as="tiny-cogvideox",
+        images_only=0.4,  # for the blocks that it begins with have seen movement
     ),
 )
 RECIPES: Mapping[str, Recipe] = {"tiny-cogvideox": TINY_COGVIDEOX, "tiny-wan": TINY_WAN}
