@@ -14,7 +14,7 @@ import numpy as np
 from bachvid.calibrate.markup import document, listing, picture, table, tag, text
 from bachvid.calibrate.plots import Values, load, measured, runs, series, ticks
 from bachvid.errors import UsageError
-from bachvid.pictures.files import replacing
+from bachvid.pictures.files import write_bytes
 
 SETS = {  # of `selection.json`: a heading, what the layers are for, and how a sentence leads to them
     "mask": ("Mask layers", "tell the character from the place", "masks from"),
@@ -75,8 +75,7 @@ def write_page(folder: Path) -> Path:
         tag("section", tag("h2", "What was analysed"), listing(run)) if run else "",
     )
     page = folder / "report.html"
-    with replacing(page) as unfinished:
-        unfinished.write_text(html, encoding="utf-8")
+    write_bytes(page, html.encode())
     return page
 
 

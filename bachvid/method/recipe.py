@@ -31,9 +31,7 @@ class Recipe:
     mode: Mode = "both"  # inject foreground and background, one of them, or nothing
     branches: Literal["cond", "both"] = "cond"  # of guidance; the paper's cache holds one branch
     inject_steps: tuple[int, int] | None = None  # first and last step with injection; None: all
-    strength: float = (
-        1.0  # of borrowed keys against own ones in the softmax of Eq. 14; 0: nothing is borrowed
-    )
+    strength: float = 1.0  # of borrowed keys beside own ones in the softmax of Eq. 14; at 0 none counts
     mask_softmax: Keys = "all"  # the keys that the softmax of Eq. 1 runs over where masks are read
     margin: int = 0  # tokens around either foreground that are not borrowed as background
     normalize: bool = True  # cosine in every layer before the sum; off: Eq. 7 as printed
