@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from bachvid.errors import UsageError
 from bachvid.method.spans import Parts
+from bachvid.models.weights import save
 from bachvid.pictures.files import write_bytes
 from bachvid.pictures.frames import Frames
 
@@ -69,9 +69,8 @@ class RunFolder:
 
     def write_latents(self, video: Made) -> None:
         """Write a video's final latents beside where its mp4 will stand."""
-        tensors = {"latents": video.latents.cpu().contiguous()}
         path = self.path / video.name / "latents.safetensors"
-        write_bytes(path, save(tensors, {"seed": str(video.seed)}))
+        save({"latents": video.latents}, path, seed=str(video.seed))
 
 
 def slug(text: str, longest: int = 40) -> str:

@@ -41,7 +41,7 @@ ARROWS = {
     "story": Arrows("errors method"),
     "nouns": Arrows("errors method"),
     "settings": Arrows("errors models sampling method"),
-    "folder": Arrows("errors method pictures"),
+    "folder": Arrows("errors models method pictures"),
     "album": Arrows("folder pictures"),
     "stage": Arrows("models sampling method pictures errors story"),
     "evaluate": Arrows("models sampling method pictures errors story stage"),

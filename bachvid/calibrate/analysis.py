@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bachvid.calibrate.observe import Observed, fused_partners, observe
@@ -23,7 +23,8 @@ from bachvid.evaluate.studio import Studio, pre_run, together
 from bachvid.method.denoiser import Prompt
 from bachvid.method.recipe import Recipe
 from bachvid.method.spans import Parts
-from bachvid.pictures.files import write_bytes, write_video
+from bachvid.models.weights import save
+from bachvid.pictures.files import write_video
 from bachvid.pictures.frames import Frames
 
 
@@ -73,7 +74,7 @@ class Analysis:
                     file = self.folder / "videos" / f"{number:03}-{n}.mp4"
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_video(file, self.studio.develop(latents.to(self.device)), self.fps)
-                write_bytes(path, save({name: tensor.contiguous() for name, tensor in vars(found).items()}))
+                save(vars(found), path)
             yield number
 
     def learn(self) -> Iterator[int]:
@@ -87,7 +88,7 @@ class Analysis:
                 ]
                 masks = torch.stack([seen_tokens(each, grid) for each in seen])
                 partners = torch.stack([self.truth.partners(frame, seen[0], grid) for frame in seen[1:]])
-                write_bytes(path, save({"masks": masks, "partners": partners.contiguous()}))
+                save({"masks": masks, "partners": partners}, path)
             yield number
 
     def groups(self) -> Iterator[Group]:
@@ -108,7 +109,7 @@ class Analysis:
         for number, group in enumerate(self.groups()):
             if not (path := self._fused(number, layers)).exists():
                 given = self.studio.denoiser(), recipe, self.prompts(number), group.observed.trajectory
-                write_bytes(path, save({"partner": fused_partners(*given).contiguous()}))
+                save({"partner": fused_partners(*given)}, path)
             yield match_scores(self.fused_partners(number, layers), group.partners, self.studio.grid())
 
     def fused_partners(self, number: int, layers: Layers) -> Tensor:
@@ -118,7 +119,7 @@ class Analysis:
     def by_movement(self, layers: Layers, step: int) -> dict[str, list[Any]]:
         """How good the partners of these match layers are at a step, by how far the character moved."""
         found = [self.fused_partners(number, layers)[:, step] for number in range(len(self.stories))]
-        true = [group.partners for group in self.groups()]
+        true = [load_file(self._path("truth", number))["partners"] for number in range(len(self.stories))]
         return by_movement(torch.cat(found), torch.cat(true), self.studio.grid())
 
     def leave_out(self, videos: int) -> Iterator[tuple[int, int]]:
@@ -174,7 +175,7 @@ class Analysis:
         started, judged = time.perf_counter(), full
         if layer:
             latents = made_without(self.studio, self.prompts(number)[0], self.seeds(number)[0], layer)
-            write_bytes(self._path(f"without-{layer}", number), save({"latents": latents.cpu().contiguous()}))
+            save({"latents": latents}, self._path(f"without-{layer}", number))
             judged = self.judge.judge(self.studio.develop(latents))
         likeness = self.judge.likeness(full, judged)
         return {"quality": judged.quality, "likeness": likeness, "seconds": time.perf_counter() - started}

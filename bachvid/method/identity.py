@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted, look_at
 from bachvid.method.spans import Parts
+from bachvid.models.weights import save
 
 FORMAT = "bachvid-identity-1"
 
@@ -48,10 +48,7 @@ class Trajectory:
             "recipe": self.recipe.to_dict(),
             "world": self.world,
         }
-        tensors = {"latents": self.latents.cpu().contiguous(), "mask": self.mask.cpu()}
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(save(tensors, {"bachvid": json.dumps(known)}))
-        part.replace(path)
+        save({"latents": self.latents, "mask": self.mask}, path, bachvid=json.dumps(known))
 
     @classmethod
     def load(cls, path: Path) -> Trajectory:

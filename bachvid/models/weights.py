@@ -232,20 +232,23 @@ def read_config(file: Path, key: str, *known: str) -> dict[str, Any]:
 
 def write_json(values: Mapping[str, Any], file: Path) -> None:
     """Write a JSON file, like `save` all at once."""
-    _replace(file, lambda part: part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+    _replace(file, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file; a reader sees the old file or the new one, never half of it.
+def save(tensors: Mapping[str, Tensor], file: Path, **about: str) -> None:
+    """Write a safetensors file, `about` in its header; a reader sees the old file or the new, never a half.
 
     It has the permissions of any new file: safetensors' own writer would keep it from everyone else.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(file, lambda part: part.write_bytes(serialised(plain, {"format": "pt"})))
+    _replace(file, serialised(plain, {"format": "pt", **about}))
 
 
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
+def _replace(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
-    write(part)
-    os.replace(part, file)
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
