@@ -14,11 +14,17 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from bachvid.__main__ import main
-from bachvid.method.recipe import load_preset
+from bachvid.evaluate.figures import Interval
+from bachvid.evaluate.studio import Studio, timesteps_of
+from bachvid.evaluate.table import figure_rows, markdown
+from bachvid.method.identity import fingerprint
+from bachvid.method.recipe import Recipe, load_preset
 from bachvid.models.checkpoint import open_checkpoint
 from bachvid.story import WEIGHTS, read_stories
 
+ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(path.parent.name for path in WEIGHTS.glob("*/model_index.json"))
+EVIDENCE = sorted((ROOT / "docs" / "evidence").glob("*.json"))
 MIB = 2**20
 
 
@@ -42,6 +48,18 @@ def test_a_shipped_model_comes_with_story_preset_and_record(name: str) -> None:
     assert len(story.actions) == 4
     record = json.loads((folder / "training.json").read_text())
     assert record  # recipe, seed, steps, losses, time, kind of processor
+
+
+@pytest.mark.parametrize("file", EVIDENCE, ids=lambda file: file.stem)
+def test_the_readme_shows_what_was_measured_on_these_very_weights(file: Path) -> None:
+    evidence = json.loads(file.read_text())
+    settings = evidence["settings"]
+    folder = WEIGHTS / settings["model"]
+    checkpoint, recipe = open_checkpoint(folder), load_preset(folder / "preset.json")
+    assert fingerprint(Studio.open(checkpoint, recipe, "cpu").parts) == settings["weights"]
+    assert recipe.at(timesteps_of(checkpoint, recipe.steps)) == Recipe.from_dict(settings["recipe"])
+    figures = {name: Interval(**found) for name, found in evidence["figures"].items()}
+    assert markdown(figure_rows(figures, settings["family"])) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", MODELS)
