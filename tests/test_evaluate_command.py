@@ -145,12 +145,11 @@ def test_an_evaluation_from_prompts_to_figures(
     out = tmp_path / "out.json"
     assert evaluate(model, out) == 0
     values = json.loads(out.read_text())
-    assert list(values) == ["model", "groups", "seed", "figures", "bars", "settings", "measured"]
     assert (values["model"], values["groups"], values["seed"]) == ("random-tiny", 1, 0)
     assert list(values["figures"]) == [figure.name for figure in FIGURES]
     assert all(list(each) == ["mean", "low", "high"] for each in values["figures"].values())
     assert values["figures"]["seconds_per_video"]["mean"] > 0
-    assert {name.split(".")[0] for name in values["measured"]} == {*RUNS, "vanilla", "mask", "match"}
+    assert set(values["runs"]) == set(RUNS) and list(values["model_alone"]) == ["vanilla", "mask", "match"]
     assert values["settings"]["recipe"]["tau_mask"] == 2 and values["settings"]["recipe"]["steps"] == 4
     assert "mask_iou" in capsys.readouterr().out
     assert re.search(r"^\| mask_iou +\| ", (tmp_path / "out.md").read_text(), re.M)
@@ -228,6 +227,7 @@ def test_the_controls(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert (costs["pre_run_seconds"] > 0) == (costs["cache_gb"] > 0) == (run != "vanilla_own")
         assert costs["seconds"] > costs["pre_run_seconds"] and costs["cpu_gb"] > 0.05
     assert runs["all_layers"]["cache_gb"]["mean"] > runs["random_layers"]["cache_gb"]["mean"]
+    assert list(values["figures"]) == list(values["bars"]) == [figure.name for figure in FIGURES]
     assert list(values["endpoint"]) == ["badge_gain", "cells_gain", "action_drop", "offpalette_ratio"]
     assert values["against"]["ours_own"] == "vanilla_own" and "vanilla_shared" not in values["against"]
     shown, written = capsys.readouterr().out, (tmp_path / "controls.md").read_text()

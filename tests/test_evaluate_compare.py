@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bachvid.evaluate.compare import Comparison, where_all_succeeded
-from bachvid.evaluate.figures import Interval
+from bachvid.evaluate.figures import FIGURES, Interval
 from bachvid.evaluate.plans import PLANS
-from bachvid.evaluate.report import Column, briefly, fully, report_comparison, run_rows
+from bachvid.evaluate.report import Column, briefly, fully, report, run_rows
 from bachvid.evaluate.runs import Run, copy
 from bachvid.evaluate.table import aligned, markdown
 
@@ -112,13 +113,18 @@ def test_a_comparison_is_written_for_people_and_for_programs(
     recipe = {"steps": 20, "tau_mask": 9, "tau_match": 7}
     recipe |= {f"{kind}_layers": [1, 2] for kind in ("mask", "match", "kv")}
     settings: dict[str, Any] = {"model": "m", "family": "wan", "prompts": 5, "seed": 3, "what": "controls"}
-    report_comparison(PLANS["controls"], RUNS, groups, settings | {"recipe": recipe}, tmp_path / "a.json")
+    plan = replace(PLANS["controls"], figures=[FIGURES[2]])
+    report(plan, RUNS, groups, settings | {"recipe": recipe}, tmp_path / "a.json")
     values = json.loads((tmp_path / "a.json").read_text())
     assert (values["groups"], values["prompts"], values["where_all_succeeded"]["groups"]) == (5, 5, 4)
+    assert values["figures"] == {"mask_iou": values["model_alone"]["mask"]["iou"]}
+    assert values["figures"]["mask_iou"]["mean"] == pytest.approx(0.7)
+    assert values["bars"] == {"mask_iou": [">=", 0.55]}
     assert values["differences"]["ours_shared"]["cells"]["mean"] == pytest.approx(0.1, abs=0.001)
     assert values["about"]["shuffled"] == "about shuffled" and "vanilla_shared" not in values["against"]
     written, shown = (tmp_path / "a.md").read_text(), capsys.readouterr().out
     for text in (written, shown):
         assert "m, 5 groups of 5, seed 3; tau 9 (mask) and 7 (match) of 20 steps; layers mask 1 2" in text
+        assert "mask_iou" in text and "reached" in text
         assert "Where every run succeeded: 4 of 5 groups" in text and "Agreement beyond chance" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]

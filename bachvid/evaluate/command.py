@@ -19,7 +19,7 @@ import torch
 from bachvid.errors import UsageError
 from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.plans import PAPER_STEPS, PLANS, Plan, Ranking, Subject
-from bachvid.evaluate.report import report_bars, report_comparison
+from bachvid.evaluate.report import report
 from bachvid.evaluate.runs import Run
 from bachvid.evaluate.stage import measure_group
 from bachvid.evaluate.studio import Studio, timesteps_of
@@ -86,10 +86,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{len(missing)} of {groups} groups are still to be measured, by the other shards.")
         return 0
     measured = [done[str(n)] for n in range(groups)]
-    if args.what == "bars":
-        report_bars(measured, settings, args.out)
-    else:
-        report_comparison(plan, runs, measured, settings, args.out)
+    report(plan, runs, measured, settings, args.out)
     return 0
 
 

@@ -18,6 +18,7 @@ from bachvid.evaluate.figures import (
 from bachvid.evaluate.runs import Run
 
 FLOOR = "shuffled"  # the run whose agreement is chance
+MODEL = ("vanilla", "mask", "match")  # what is measured of no run
 CORRECTED = ("cells", "hidden", "attributes", "badge")  # agreements of 0..1, of which chance has its part
 
 ByRun = Mapping[str, Mapping[str, Interval]]  # by run and measure
@@ -28,14 +29,18 @@ class Comparison:
     """What a plan's runs came to over some groups."""
 
     groups: int
+    figures: Mapping[str, Interval]  # those that were asked for
     runs: ByRun
     differences: ByRun  # paired, of a run to the one that it is held against
     corrected: ByRun  # (agreement - chance) / (1 - chance), where a run measures chance
     endpoint: Mapping[str, Interval]  # the figures of `ENDPOINT`, where their runs are there
+    model: ByRun  # what was measured of the model alone, of its masks and of its matches
 
     @classmethod
-    def of(cls, runs: Sequence[Run], groups: Sequence[Measured], seed: int) -> Comparison:
-        """The comparison of runs that were measured in all these groups."""
+    def of(
+        cls, runs: Sequence[Run], groups: Sequence[Measured], seed: int, figures: Sequence[Figure] = ()
+    ) -> Comparison:
+        """The comparison of runs that were measured in all these groups, and these figures."""
         measured = {run.name: [_of_run(run.name, group) for group in groups] for run in runs}
         against = {
             run.name: run.against for run in runs if run.against in measured and run.against != run.name
@@ -43,6 +48,7 @@ class Comparison:
         controlled = FLOOR in measured
         return cls(
             groups=len(groups),
+            figures=figures_of(groups, seed, figures),
             runs={name: everything_of(found, seed) for name, found in measured.items()},
             differences={
                 name: everything_of(list(map(_difference, measured[name], measured[base])), seed)
@@ -50,6 +56,7 @@ class Comparison:
             },
             corrected={name: _beyond_chance(name, groups, seed) for name in measured} if controlled else {},
             endpoint=figures_of(groups, seed, ENDPOINT) if controlled else {},
+            model={name: everything_of([_of_run(name, group) for group in groups], seed) for name in MODEL},
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bachvid.errors import UsageError
+from bachvid.evaluate.figures import FIGURES, Figure
 from bachvid.evaluate.runs import (
     Method,
     Run,
@@ -177,11 +178,12 @@ class Plan:
     groups: int = 100
     prompts: int = 5
     ranked: bool = False  # it needs a ranking of layers
+    figures: Sequence[Figure] = ()  # that its runs answer, with bars
 
 
 PLANS: Mapping[str, Plan] = {
-    "bars": Plan("The method and its bars", bars, groups=24, prompts=3),
-    "controls": Plan("The method and its controls (as Table 1)", controls),
+    "bars": Plan("The method and its bars", bars, groups=24, prompts=3, figures=FIGURES),
+    "controls": Plan("The method, its bars and its controls (as Table 1)", controls, figures=FIGURES),
     "layers": Plan("Which layers borrow (as Table 2)", layers, ranked=True),
     "grid": Plan("When the pre-run looks, and how many layers borrow (as Table 4)", grid, ranked=True),
     "options": Plan("What the paper leaves open, one thing at a time", options),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bachvid.evaluate.compare import CORRECTED, ByRun, Comparison, where_all_succeeded
-from bachvid.evaluate.figures import ENDPOINT, FIGURES, Interval, Measured, everything_of, figures_of
+from bachvid.evaluate.figures import ENDPOINT, Interval, Measured
 from bachvid.evaluate.plans import Plan
 from bachvid.evaluate.runs import Run
 from bachvid.evaluate.table import SIGN, Rows, aligned, figure_rows, markdown
@@ -67,61 +67,63 @@ the process and what the accelerator's allocator reserved, and the cache is what
 """
 
 
-def report_bars(groups: Sequence[Measured], settings: Mapping[str, Any], out: Path) -> None:
-    """Print the figures with their bars, and write them and everything behind them."""
-    seed, family = settings["seed"], settings["family"]
-    figures = figures_of(groups, seed)
-    rows, title = figure_rows(figures, family), title_of(groups, settings)
-    print(f"{title}\n{aligned(rows)}")
-    values = {
-        "model": settings["model"],
-        "groups": len(groups),
-        "seed": seed,
-        "figures": {name: as_json(found) for name, found in figures.items()},
-        "bars": {figure.name: [SIGN[figure.better], finite(figure.bar(family))] for figure in FIGURES},
-        "settings": settings,
-        "measured": {name: as_json(found) for name, found in everything_of(groups, seed).items()},
-    }
-    write(out, values, f"{title}\n\n{markdown(rows)}\n")
-
-
-def report_comparison(
+def report(
     plan: Plan, runs: Sequence[Run], groups: Sequence[Measured], settings: Mapping[str, Any], out: Path
 ) -> None:
-    """Print the runs beside each other, and write them."""
+    """Print the plan's figures with their bars and the runs beside each other, and write them."""
     seed, family, title = settings["seed"], settings["family"], title_of(groups, settings)
-    found = Comparison.of(runs, groups, seed)
+    found = Comparison.of(runs, groups, seed, plan.figures)
     common = where_all_succeeded(runs, groups)
     among = Comparison.of(runs, common, seed) if common else None
     print(title)
-    for head, rows in sections(found, among, family, briefly):
+    for head, rows in sections(plan, found, among, family, briefly):
         print(f"\n{head}\n{aligned(rows)}")
-    values = {
-        "what": settings["what"],
-        "model": settings["model"],
-        "groups": len(groups),
-        "prompts": settings["prompts"],
-        "seed": seed,
-        "about": {run.name: run.about for run in runs},
-        "against": {run.name: run.against for run in runs if run.name in found.differences},
-        "runs": by_run(found.runs),
-        "differences": by_run(found.differences),
-        "beyond_chance": by_run(found.corrected),
-        "endpoint": {name: as_json(each) for name, each in found.endpoint.items()},
-        "where_all_succeeded": {"groups": len(common), "runs": by_run(among.runs) if among else {}},
-        "settings": settings,
-    }
-    tables = [f"### {head}\n\n{markdown(rows)}\n" for head, rows in sections(found, among, family, fully)]
+    tables = [
+        f"### {head}\n\n{markdown(rows)}\n" for head, rows in sections(plan, found, among, family, fully)
+    ]
     about = [
         f"* {run.name}: {run.about}" + f" (held against {run.against})" * (run.name in found.differences)
         for run in runs
     ]
     text = [f"## {plan.title}\n", f"{title}\n", *tables, "### Runs\n", *about, "", NOTES]
-    write(out, values, "\n".join(text))
+    write(out, values_of(plan, runs, found, among, settings), "\n".join(text))
 
 
-def sections(found: Comparison, common: Comparison | None, family: str, cell: Cell) -> Iterator[Section]:
+def values_of(
+    plan: Plan,
+    runs: Sequence[Run],
+    found: Comparison,
+    common: Comparison | None,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All that the tables show and are made of, for JSON."""
+    family = settings["family"]
+    return {
+        **{name: settings[name] for name in ("what", "model", "prompts", "seed")},
+        "groups": found.groups,
+        "figures": as_json(found.figures),
+        "bars": {figure.name: [SIGN[figure.better], finite(figure.bar(family))] for figure in plan.figures},
+        "about": {run.name: run.about for run in runs},
+        "against": {run.name: run.against for run in runs if run.name in found.differences},
+        "runs": by_run(found.runs),
+        "differences": by_run(found.differences),
+        "beyond_chance": by_run(found.corrected),
+        "endpoint": as_json(found.endpoint),
+        "model_alone": by_run(found.model),
+        "where_all_succeeded": {
+            "groups": common.groups if common else 0,
+            "runs": by_run(common.runs) if common else {},
+        },
+        "settings": settings,
+    }
+
+
+def sections(
+    plan: Plan, found: Comparison, common: Comparison | None, family: str, cell: Cell
+) -> Iterator[Section]:
     """The tables of a comparison, one after another."""
+    if plan.figures:
+        yield "What it should reach", figure_rows(found.figures, family, plan.figures)
     yield "What the videos of a group agree in", run_rows(found.runs, AGREEMENT, cell)
     yield "The same, paired difference", run_rows(found.differences, AGREEMENT, cell, signed=True)
     yield "What it must not cost", run_rows(found.runs, PRICE, cell)
@@ -184,12 +186,14 @@ def write(out: Path, values: Mapping[str, Any], text: str) -> None:
 
 def by_run(found: ByRun) -> dict[str, dict[str, dict[str, float | None]]]:
     """Intervals by run and measure, for JSON."""
-    return {run: {name: as_json(each) for name, each in measured.items()} for run, measured in found.items()}
+    return {run: as_json(measured) for run, measured in found.items()}
 
 
-def as_json(found: Interval) -> dict[str, float | None]:
-    """An interval for JSON, which has no NaN: null instead."""
-    return {name: finite(value) for name, value in found._asdict().items()}
+def as_json(found: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+    """Intervals for JSON, which has no NaN: null instead."""
+    return {
+        name: {end: finite(value) for end, value in each._asdict().items()} for name, each in found.items()
+    }
 
 
 def finite(value: float) -> float | None:
