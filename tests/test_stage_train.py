@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -21,10 +22,11 @@ from bachvid.models.wan import Stream, Wan
 from bachvid.stage import training
 from bachvid.stage.captions import caption, corpus
 from bachvid.stage.export import best_half, export, load_frozen, the_tokenizer
-from bachvid.stage.family import COGVIDEOX, WAN, add_noise
+from bachvid.stage.family import COGVIDEOX, WAN, add_noise, family_of
 from bachvid.stage.inherit import inherit, rotary_order
 from bachvid.stage.muon import Muon, orthogonal
 from bachvid.stage.recipes import RECIPES, Recipe
+from bachvid.stage.sight import sight
 from bachvid.stage.train import PARTS, make_task
 from bachvid.stage.train_dit import Diet
 from bachvid.stage.training import Budget, Pace, Task, Team, Work, train
@@ -185,6 +187,32 @@ def test_every_word_of_the_grammar_is_one_token_that_knows_its_characters(model:
     spans = caption_spans(parts, tokenizer)
     assert "".join(words[i] for i in spans.background) == parts.background.replace(" ", "")
     assert "".join(words[i] for i in spans.character) == parts.character.replace(" ", "")
+
+
+@torch.no_grad()
+def test_errors_weigh_what_the_decoder_shows_of_them(model: str) -> None:
+    torch.manual_seed(0)
+    config = toy(model).vae.config
+    family = family_of(config)
+    vae = family.vae(config).eval()
+    for parameter in vae.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    video = torch.rand(2, 3, 1, 64, 96) * 2 - 1
+    seen = sight(vae, video, family.channels, least=1e-3)
+    mixes = F.normalize(torch.randn(12, 16), dim=1)
+    weights = (mixes @ seen.mT).square().sum(1)
+    latents = vae.to_latents(video).movedim(family.channels, -1)
+    scattered = 0.01 * torch.randn(latents.shape[:-1]).unsqueeze(-1)
+    plain = vae.to_video(latents.movedim(-1, family.channels))
+    changes = [
+        (vae.to_video((latents + scattered * mix).movedim(-1, family.channels)) - plain).square().mean()
+        for mix in mixes
+    ]
+    agreement = torch.corrcoef(torch.stack((torch.stack(changes), weights)))[0, 1]
+    assert agreement > 0.85 and weights.std() > 0.1
+    assert seen.square().sum() == pytest.approx(16, rel=1e-3)
+    floor = torch.linalg.eigvalsh((s := sight(vae, video, family.channels, least=0.5)).mT @ s)[0]
+    assert floor > 0.5 / 1.5
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Training of the stage world's denoiser on encoded clips and single frames with captions.
 
+Errors weigh as much as they show: by the decoder's answer to them, and more in the puppet.
 Pictures teach text, layout and shapes at a fraction of a clip's cost, so they come first and stay to the end.
 """
 
@@ -27,6 +28,7 @@ from bachvid.stage.family import AnyVAE, Family, family_of
 from bachvid.stage.inherit import inherit
 from bachvid.stage.muon import Muon
 from bachvid.stage.render import clip_phases, render
+from bachvid.stage.sight import sight
 from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.watch import attention_finds_puppet, caption_spans
 from bachvid.stage.world import Clip, sample_clip
@@ -55,6 +57,7 @@ class DiTRecipe:
     rate: float = 2e-3
     images_only: float = 0.65  # share of the budget before the first batch of clips
     image_share: float = 0.4  # of the batches after that
+    least_seen: float = 0.1  # of the average: what an error weighs at least that one hardly sees
     focus: float = 4.0  # how much more an error in the puppet weighs
     settled: float = 0.6  # share of the noise below which it does: above, nobody knows yet where it will be
     begins_as: str | None = None  # the model under weights/ whose blocks it takes over
@@ -149,6 +152,9 @@ class DiTTask:
             for kind, diet in self.diets.items()
         }
         self.empty = frozen.text.encode("")  # 1 L C
+        clips = [sample_clip(random.Random(f"sight {n}")) for n in range(8)]
+        pictures = render(clips, torch.linspace(0, 1, 8)[:, None], recipe.height, recipe.width, device=device)
+        self.sight = sight(frozen.vae, pictures.video, self.family.channels, recipe.least_seen)  # C C
 
     def begin(self, averaged: nn.Module) -> None:
         pass  # everything is built by now
@@ -161,10 +167,12 @@ class DiTTask:
         share = (torch.rand(1, generator=generator) + torch.arange(len(latents)) / len(latents)) % 1
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         noisy, t, answer = self.family.lesson(latents, noise, share.to(self.device))  # times spread evenly
-        error = (self.predict(noisy, t, text) - answer).square()
+        error = self.predict(noisy, t, text) - answer
+        channels = self.family.channels
+        seen = (error.movedim(channels, -1) @ self.sight.mT).movedim(-1, channels)
         settled = (share < self.recipe.settled).to(mask).view(-1, *[1] * (mask.ndim - 1))
         weight = 1 + (self.recipe.focus - 1) * settled * mask
-        return (error * weight).mean(), {kind: error.mean().item()}
+        return (seen.square() * weight).mean(), {kind: error.square().mean().item()}
 
     def inspect(self, model: Any) -> dict[str, Any]:
         """Loss on held-out clips in four ranges of noise, and how attention to words finds the puppet."""
