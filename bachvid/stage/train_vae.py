@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -16,7 +15,7 @@ from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
 from bachvid.models.wan_vae import WanVAEConfig
 from bachvid.stage.family import family_of
 from bachvid.stage.muon import Muon
-from bachvid.stage.render import clip_phases, render
+from bachvid.stage.render import Render, clip_phases, render
 from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
 
@@ -36,6 +35,7 @@ class VAERecipe:
     image_share: float = 0.1  # of the batches after that
     mse: float = 2.0  # weights beside the mean absolute error
     edges: float = 0.5
+    focus: float = 4.0  # how much more an error in the puppet weighs
     kl: float = 1e-4
     pace: Pace = PACE
 
@@ -73,29 +73,32 @@ class VAETask:
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         seed = self.team.seed(self.seed, step)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        video = self._batch(rng, progress)  # B 3 F H W
+        shown = self._batch(rng, progress)
+        video = shown.video  # B 3 F H W
         mean, logvar = self.model.encode(video)
         noise = torch.randn(mean.shape, generator=generator).to(self.device)
         out = self.model.decode(mean + (0.5 * logvar).exp() * noise)
-        absolute, squared, edges = (out - video).abs().mean(), F.mse_loss(out, video), edge_loss(out, video)
-        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        error, weight = out - video, 1 + (self.recipe.focus - 1) * shown.coverage.unsqueeze(1)
+        absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
+        kl, edges = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean(), edge_loss(error)
         loss = absolute + self.recipe.mse * squared + self.recipe.edges * edges + self.recipe.kl * kl
-        facts = {"psnr": psnr(squared), "kl": kl.item(), "frames": video.shape[2]}
-        return loss, facts
+        return loss, {"psnr": psnr(error.square().mean()), "kl": kl.item(), "frames": video.shape[2]}
 
     def inspect(self, model: Any, clips: int = 16) -> dict[str, Any]:
-        """PSNR in dB on held-out clips and on single frames of them; how the latents are spread."""
+        """PSNR in dB on held-out clips, single frames of them and their puppets; the latents' spread."""
         rng = random.Random(0)
         sample = [sample_clip(rng, held_out=True) for _ in range(clips)]
-        errors: dict[str, list[Tensor]] = {"psnr": [], "psnr_image": []}
+        errors: dict[str, list[Tensor]] = {"psnr": [], "psnr_image": [], "psnr_puppet": []}
         means = []
         for pair in (sample[i : i + 2] for i in range(0, clips, 2)):
-            video = stage_video(pair, self.recipe, self.recipe.frames, self.device)
-            for name, pictures in (("psnr", video), ("psnr_image", video[:, :, :1])):
-                mean, _ = model.encode(pictures)
-                out = model.decode(mean).clamp(-1, 1)
-                errors[name] += list((out - pictures).square().flatten(1).mean(1))
-            means.append(model.encode(video)[0])
+            shown = stage_clips(pair, self.recipe, self.recipe.frames, self.device)
+            mean, clip = seen_through(model, shown.video)
+            _, image = seen_through(model, shown.video[:, :, :1])
+            puppet = shown.mask.unsqueeze(1).expand_as(clip)
+            errors["psnr"] += list(clip.flatten(1).mean(1))
+            errors["psnr_image"] += list(image.flatten(1).mean(1))
+            errors["psnr_puppet"] += [each[there].mean() for each, there in zip(clip, puppet, strict=True)]
+            means.append(mean)
         found = {name: round(sum(map(psnr, each)) / clips, 2) for name, each in errors.items()}
         latents = torch.cat(means).transpose(0, 1).flatten(1)  # C, everything else
         return {
@@ -105,14 +108,14 @@ class VAETask:
             "channel_stds": [round(std, 4) for std in latents.std(1).tolist()],
         }
 
-    def _batch(self, rng: random.Random, progress: float) -> Tensor:
+    def _batch(self, rng: random.Random, progress: float) -> Render:
         """Whole frames always: norms take their statistics from all they see, and a crop's are others."""
         recipe = self.recipe
         if progress < recipe.images_only or rng.random() < recipe.image_share:
             frames, count = 1, recipe.images
         else:
             frames, count = recipe.frames, recipe.clips
-        return stage_video([sample_clip(rng) for _ in range(count)], recipe, frames, self.device, rng)
+        return stage_clips([sample_clip(rng) for _ in range(count)], recipe, frames, self.device, rng)
 
 
 def is_kernel(parameter: nn.Parameter) -> bool:
@@ -120,19 +123,24 @@ def is_kernel(parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and parameter[0].numel() > 1
 
 
-def stage_video(
+def stage_clips(
     clips: list[Clip], recipe: VAERecipe, frames: int, device: torch.device, rng: random.Random | None = None
-) -> Tensor:
-    """The clips' pictures (B, 3, F, H, W); with an `rng`, a single frame is a random moment of its clip."""
+) -> Render:
+    """The clips' pictures; with an `rng`, a single frame is a random moment of its clip."""
     phases = clip_phases(len(clips), frames)
     if frames == 1 and rng is not None:
         phases = torch.tensor([[rng.random()] for _ in clips])
-    return render(clips, phases, recipe.height, recipe.width, device=device).video
+    return render(clips, phases, recipe.height, recipe.width, device=device)
 
 
-def edge_loss(out: Tensor, video: Tensor) -> Tensor:
-    """Mean absolute error of the differences between neighbouring pixels, down and across."""
-    error = out - video
+def seen_through(model: Any, video: Tensor) -> tuple[Tensor, Tensor]:
+    """The latents of videos, and the squared errors of what is decoded from them."""
+    mean, _ = model.encode(video)
+    return mean, (model.decode(mean).clamp(-1, 1) - video).square()
+
+
+def edge_loss(error: Tensor) -> Tensor:
+    """Mean absolute difference of the errors of neighbouring pixels, down and across."""
     return (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
 
 
