@@ -245,6 +245,7 @@ def test_the_grid(model: Path, calibration: Path, tmp_path: Path) -> None:
         re.match(r"tau (\d) of 4, as noisy as", values["about"][f"tau={tau} paper"]) for tau in (3, 15)
     ]
     assert [found and int(found[1]) for found in read_at] == [0, 1]
+    assert all(values["runs"][cell]["pre_run_seconds"]["mean"] > 0 for cell in cells)
 
 
 def test_the_options(model: Path, tmp_path: Path) -> None:
