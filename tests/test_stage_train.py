@@ -28,7 +28,7 @@ from bachvid.stage.muon import Muon, orthogonal
 from bachvid.stage.recipes import RECIPES, Recipe
 from bachvid.stage.sight import sight
 from bachvid.stage.train import PARTS, make_task
-from bachvid.stage.train_dit import Diet
+from bachvid.stage.train_dit import Diet, levels
 from bachvid.stage.training import Budget, Pace, Task, Team, Work, train
 from bachvid.stage.watch import auc, caption_spans, token_masks
 from bachvid.stage.world import sample_clip
@@ -283,6 +283,16 @@ def test_a_lesson_is_what_the_sampler_will_ask() -> None:
     alphas = COGVIDEOX.alphas[t].view(3, 1, 1, 1, 1).float()
     torch.testing.assert_close(alphas.sqrt() * noisy - (1 - alphas).sqrt() * answer, latents)
     assert t.tolist() == [0, 400, 999]
+
+
+@pytest.mark.parametrize("lean", [1.0, 0.6])
+def test_the_levels_of_a_batch_are_spread_evenly_and_lean_to_noise(lean: float) -> None:
+    for seed in range(20):
+        share = levels(12, lean, torch.Generator().manual_seed(seed))
+        assert ((share >= 0) & (share < 1)).all()
+        evenly = share ** (1 / lean)
+        assert (12 * evenly).long().unique().numel() == 12  # one in each twelfth
+        assert ((share >= evenly - 1e-6).all()) and ((share > evenly + 0.01).any() == (lean < 1))
 
 
 def test_muon_steps_are_orthogonal_and_as_large_as_adams() -> None:

@@ -77,7 +77,7 @@ TINY_COGVIDEOX = Recipe(
         width=96,
         images=Diet(frames=1, batch=12, first=256, fresh=3),
         clips=Diet(frames=5, batch=4, first=192, fresh=1),
-        pace=Pace(ema=0.995, last_ema=0.998),
+        pace=Pace(decay=0.25, ema=0.995, last_ema=0.998),
     ),
 )
 TINY_WAN = Recipe(
@@ -110,7 +110,8 @@ TINY_WAN = Recipe(
             text_norm=True,
             longest=1024,
         ),
-        settled=0.45,  # as noisy as 0.6 of the other's schedule
+        settled=0.7,  # as noisy as 0.85 of the other's schedule
+        lean=1.0,  # its schedule leans to noise by itself
         begins_as="tiny-cogvideox",
         images_only=0.4,  # for the blocks that it begins with have seen movement
     ),

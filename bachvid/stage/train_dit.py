@@ -56,10 +56,11 @@ class DiTRecipe:
     clips: Diet
     rate: float = 2e-3
     images_only: float = 0.65  # share of the budget before the first batch of clips
-    image_share: float = 0.4  # of the batches after that
+    image_share: float = 0.6  # of the batches after that
     least_seen: float = 0.1  # of the average: what an error weighs at least that one hardly sees
     focus: float = 4.0  # how much more an error in the puppet weighs
-    settled: float = 0.6  # share of the noise below which it does: above, nobody knows yet where it will be
+    settled: float = 0.85  # share of the noise below which it does: above, nobody knows yet where it will be
+    lean: float = 0.6  # below 1, noisier lessons are the more frequent ones: there forms arise
     begins_as: str | None = None  # the model under weights/ whose blocks it takes over
     caption_dropout: float = 0.1
     pace: Pace = PACE
@@ -164,9 +165,9 @@ class DiTTask:
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         kind = self._kind(step, progress)
         latents, mask, text = self._batch(kind, rng)
-        share = (torch.rand(1, generator=generator) + torch.arange(len(latents)) / len(latents)) % 1
+        share = levels(len(latents), self.recipe.lean, generator)
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        noisy, t, answer = self.family.lesson(latents, noise, share.to(self.device))  # times spread evenly
+        noisy, t, answer = self.family.lesson(latents, noise, share.to(self.device))
         error = self.predict(noisy, t, text) - answer
         channels = self.family.channels
         seen = (error.movedim(channels, -1) @ self.sight.mT).movedim(-1, channels)
@@ -211,6 +212,12 @@ class DiTTask:
         text[torch.tensor(dropped, device=text.device)] = self.empty
         latents, mask = (part.to(self.device) for part in pool.draw(entries))
         return latents, mask, text
+
+
+def levels(count: int, lean: float, generator: torch.Generator) -> Tensor:
+    """How noisy each of a batch is, in [0, 1): evenly spread numbers to the power of `lean`."""
+    evenly = (torch.rand(1, generator=generator) + torch.arange(count) / count) % 1
+    return evenly**lean
 
 
 def fingerprint(model: nn.Module) -> str:

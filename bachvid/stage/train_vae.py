@@ -92,8 +92,8 @@ class VAETask:
         means = []
         for pair in (sample[i : i + 2] for i in range(0, clips, 2)):
             shown = stage_clips(pair, self.recipe, self.recipe.frames, self.device)
-            mean, clip = seen_through(model, shown.video)
-            _, image = seen_through(model, shown.video[:, :, :1])
+            mean, clip = reconstruction_errors(model, shown.video)
+            _, image = reconstruction_errors(model, shown.video[:, :, :1])
             puppet = shown.mask.unsqueeze(1).expand_as(clip)
             errors["psnr"] += list(clip.flatten(1).mean(1))
             errors["psnr_image"] += list(image.flatten(1).mean(1))
@@ -133,7 +133,7 @@ def stage_clips(
     return render(clips, phases, recipe.height, recipe.width, device=device)
 
 
-def seen_through(model: Any, video: Tensor) -> tuple[Tensor, Tensor]:
+def reconstruction_errors(model: Any, video: Tensor) -> tuple[Tensor, Tensor]:
     """The latents of videos, and the squared errors of what is decoded from them."""
     mean, _ = model.encode(video)
     return mean, (model.decode(mean).clamp(-1, 1) - video).square()
