@@ -231,7 +231,9 @@ def test_match_layers_are_the_lowest_and_beat_no_movement() -> None:
 
 def test_steps_are_the_first_near_the_best() -> None:
     assert select.first_high(np.array([0.2, 0.76, 0.8, 0.7])) == 1
-    assert select.first_low(np.array([9, 2.2, 2.09, 2.0, 2.05])) == 2
+    curve = np.array([9, 2.2, 2.09, 2.0, 2.05])
+    assert select.first_low(curve, ceiling=10) == 2
+    assert select.first_low(curve, ceiling=21) == 1  # what lies between them is nothing beside 21
     calm = profile(0.0, 9.0, steps=4)
     calm[..., 0] = [4, 1.4, 1, 1.6]
     assert select.calm_window(calm) == (1, 2)

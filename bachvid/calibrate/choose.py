@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,13 @@ def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, A
     }
     return Selection(
         rule="layers of the lowest mean error; first step near the lowest fused error",
-        parameters={"count": count, "first_step": window[0], "last_step": window[1], "factor": 1.05},
+        parameters={
+            "count": count,
+            "first_step": window[0],
+            "last_step": window[1],
+            "factor": 1.05,
+            "slack": 0.01,
+        },
         layers=layers,
         bootstrap=select.stability(pick, len(found.mse), found.mse.shape[-1], evidence.seed),
         warnings=tuple(warnings),
@@ -174,8 +180,9 @@ def settle_matches(
 ) -> tuple[Selection, dict[str, Any]]:
     """The match layers with their tau, for the scores (P, S) of all chosen layers together."""
     curve = known_mean(scores.mse, 0)
-    tau = select.first_low(curve)
     still, warnings = figure["baselines"]["same place"], list(ranked.warnings)
+    find = partial(select.first_low, ceiling=still)
+    tau = find(curve)
     if np.nanmin(curve) > (1 - CLOSE) * still:
         warnings.append("The matches are hardly better than no movement at all: position drives them.")
     more = {
@@ -188,7 +195,7 @@ def settle_matches(
             **vars(ranked),
             "tau": tau,
             "timestep": float(evidence.timesteps[tau]),
-            "tau_interval": select.tau_interval(select.first_low, scores.mse, evidence.seed),
+            "tau_interval": select.tau_interval(find, scores.mse, evidence.seed),
             "warnings": tuple(warnings),
         }
     )

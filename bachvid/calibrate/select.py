@@ -104,9 +104,14 @@ def first_high(curve: Array, share: float = 0.95) -> int:
     return int(np.flatnonzero(curve >= share * np.nanmax(curve))[0])
 
 
-def first_low(curve: Array, factor: float = 1.05) -> int:
-    """The first step at which a curve (S,) is within `factor` of its minimum."""
-    return int(np.flatnonzero(curve <= factor * np.nanmin(curve))[0])
+def first_low(curve: Array, ceiling: float, factor: float = 1.05, slack: float = 0.01) -> int:
+    """The first step at which an error (S,) is within `factor` of its minimum, or above it by a trifle.
+
+    The trifle is `slack` of the `ceiling`, the error of no movement at all. Where the least error is small
+    beside that, `factor` alone, the paper's, would part steps by what chance has put between them.
+    """
+    least = np.nanmin(curve)
+    return int(np.flatnonzero(curve <= max(factor * least, least + slack * ceiling))[0])
 
 
 def outliers(drops: Array, deviations: float = 3.0, p: float = 0.01, seed: int = 0) -> Layers:
