@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from bachvid.__main__ import main
 from bachvid.evaluate.figures import Interval
+from bachvid.evaluate.report import AGREEMENT, PRICE, fully, run_rows
 from bachvid.evaluate.studio import Studio, timesteps_of
 from bachvid.evaluate.table import figure_rows, markdown
 from bachvid.method.identity import fingerprint
@@ -52,18 +54,35 @@ def test_a_shipped_model_comes_with_story_preset_and_record(name: str) -> None:
 
 
 @pytest.mark.parametrize("file", EVIDENCE, ids=lambda file: file.stem)
-def test_the_readme_shows_what_was_measured_on_these_very_weights(file: Path) -> None:
-    evidence = json.loads(file.read_text())
-    settings = evidence["settings"]
+def test_the_evidence_is_of_these_very_weights(file: Path) -> None:
+    settings = json.loads(file.read_text())["settings"]
     folder = WEIGHTS / settings["model"]
     checkpoint, recipe = open_checkpoint(folder), load_preset(folder / "preset.json")
     assert fingerprint(Studio.open(checkpoint, recipe, "cpu").parts) == settings["weights"]
-    assert recipe.at(timesteps_of(checkpoint, recipe.steps)) == Recipe.from_dict(settings["recipe"])
-    figures = {
-        name: Interval(*(math.nan if end is None else end for end in found.values()))
-        for name, found in evidence["figures"].items()
+    if settings["what"] != "options":  # those are what a preset stands on
+        assert recipe.at(timesteps_of(checkpoint, recipe.steps)) == Recipe.from_dict(settings["recipe"])
+
+
+@pytest.mark.parametrize("file", EVIDENCE, ids=lambda file: file.stem)
+def test_the_pages_show_what_was_measured(file: Path) -> None:
+    evidence = json.loads(file.read_text())
+    readme, decisions = (ROOT / page for page in ("README.md", "docs/decisions.md"))
+    if evidence["what"] == "options":
+        found = {run: intervals(measured) for run, measured in evidence["differences"].items()}
+        for columns in (AGREEMENT, PRICE):
+            rows = run_rows(found, columns, fully, signed=True)
+            assert markdown(rows) in decisions.read_text(encoding="utf-8")
+    else:
+        rows = figure_rows(intervals(evidence["figures"]), evidence["settings"]["family"])
+        assert markdown(rows) in readme.read_text(encoding="utf-8")
+
+
+def intervals(found: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
+    """As they were before JSON, which has no NaN."""
+    return {
+        name: Interval(*(math.nan if end is None else end for end in each.values()))
+        for name, each in found.items()
     }
-    assert markdown(figure_rows(figures, settings["family"])) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -124,7 +124,7 @@ def choose_masks(
     }
     return Selection(
         rule=f"{MASK_RULES[rule]}; first step near the best fused IoU",
-        parameters={"ratio": ratio, "most": most, "share_of_maximum": 0.95},
+        parameters={"ratio": ratio, "most": most, "share_of_maximum": select.NEAR_BEST},
         layers=layers,
         tau=tau,
         timestep=float(evidence.timesteps[tau]),
@@ -166,8 +166,8 @@ def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, A
             "count": count,
             "first_step": window[0],
             "last_step": window[1],
-            "factor": 1.05,
-            "slack": 0.01,
+            "factor": select.NEAR_LEAST,
+            "slack": select.TRIFLE,
         },
         layers=layers,
         bootstrap=select.stability(pick, len(found.mse), found.mse.shape[-1], evidence.seed),
@@ -238,7 +238,7 @@ def choose_vital(
 
     return Selection(
         rule=VITAL_RULES[rule],
-        parameters={"count": count, "deviations": 3.0, "p": 0.01},
+        parameters={"count": count, "deviations": select.DEVIATIONS, "p": select.CHANCE},
         layers=layers,
         bootstrap=select.stability(pick, len(quality), len(numbers), seed, draws=100),  # each flips coins
         warnings=tuple(warnings),

@@ -14,6 +14,9 @@ from bachvid.evaluate.figures import known_mean
 
 RESAMPLES = 500
 SURE = (0.2, 0.8)  # a layer that resamples pick less or more often than this is no borderline case
+NEAR_BEST = 0.95  # the share of a curve's maximum at which its rise counts as over
+NEAR_LEAST, TRIFLE = 1.05, 0.01  # how far over the least an error still counts as low: see `first_low`
+DEVIATIONS, CHANCE = 3.0, 0.01  # what makes a layer stand out: see `outliers`
 Layers = tuple[int, ...]  # counted from 1
 Draw = NDArray[np.int64]  # indices of resampled videos or pairs
 
@@ -99,12 +102,12 @@ def calm_window(mse: Array, factor: float = 1.5) -> tuple[int, int]:
     return int(calm[0]), int(calm[-1])
 
 
-def first_high(curve: Array, share: float = 0.95) -> int:
+def first_high(curve: Array, share: float = NEAR_BEST) -> int:
     """The first step at which a curve (S,) reaches `share` of its maximum."""
     return int(np.flatnonzero(curve >= share * np.nanmax(curve))[0])
 
 
-def first_low(curve: Array, ceiling: float, factor: float = 1.05, slack: float = 0.01) -> int:
+def first_low(curve: Array, ceiling: float, factor: float = NEAR_LEAST, slack: float = TRIFLE) -> int:
     """The first step at which an error (S,) is within `factor` of its minimum, or above it by a trifle.
 
     The trifle is `slack` of the `ceiling`, the error of no movement at all. Where the least error is small
@@ -114,7 +117,7 @@ def first_low(curve: Array, ceiling: float, factor: float = 1.05, slack: float =
     return int(np.flatnonzero(curve <= max(factor * least, least + slack * ceiling))[0])
 
 
-def outliers(drops: Array, deviations: float = 3.0, p: float = 0.01, seed: int = 0) -> Layers:
+def outliers(drops: Array, deviations: float = DEVIATIONS, p: float = CHANCE, seed: int = 0) -> Layers:
     """The layers whose removal lowers a score clearly more than removing layers does (Eq. 9 or 15).
 
     `drops` (P, L) is the full video's score less that of the video without the layer, prompt by prompt. A
