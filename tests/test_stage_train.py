@@ -28,7 +28,7 @@ from bachvid.stage.muon import Muon, orthogonal
 from bachvid.stage.recipes import RECIPES, Recipe
 from bachvid.stage.sight import sight
 from bachvid.stage.train import PARTS, make_task
-from bachvid.stage.train_dit import Diet, levels
+from bachvid.stage.train_dit import Diet, leaders, levels
 from bachvid.stage.training import Budget, Pace, Task, Team, Work, train
 from bachvid.stage.watch import auc, caption_spans, token_masks
 from bachvid.stage.world import sample_clip
@@ -293,6 +293,16 @@ def test_the_levels_of_a_batch_are_spread_evenly_and_lean_to_noise(lean: float) 
         evenly = share ** (1 / lean)
         assert (12 * evenly).long().unique().numel() == 12  # one in each twelfth
         assert ((share >= evenly - 1e-6).all()) and ((share > evenly + 0.01).any() == (lean < 1))
+
+
+def test_one_frame_leads_some_clips_and_no_picture() -> None:
+    generator = torch.Generator().manual_seed(0)
+    leads = leaders(4000, 5, 0.5, generator)
+    assert leads.shape == (4000, 5) and int(leads.sum(1).max()) == 1
+    assert leads.any(1).float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert leads.sum(0).tolist() == pytest.approx([400] * 5, abs=100)  # any frame as often
+    assert leaders(10, 5, 1.0, generator).any(1).all()
+    assert not leaders(10, 1, 1.0, generator).any()
 
 
 def test_muon_steps_are_orthogonal_and_as_large_as_adams() -> None:

@@ -56,10 +56,11 @@ class DiTRecipe:
     clips: Diet
     rate: float = 2e-3
     images_only: float = 0.65  # share of the budget before the first batch of clips
-    image_share: float = 0.6  # of the batches after that
+    image_share: float = 0.5  # of the batches after that
     least_seen: float = 0.1  # of the average: what an error weighs at least that one hardly sees
     focus: float = 4.0  # how much more an error in the puppet weighs
     settled: float = 0.85  # share of the noise below which it does: above, nobody knows yet where it will be
+    led: float = 0.5  # share of the clips of which one frame is shown clearer, for the others to follow
     lean: float = 0.6  # below 1, noisier lessons are the more frequent ones: there forms arise
     begins_as: str | None = None  # the model under weights/ whose blocks it takes over
     caption_dropout: float = 0.1
@@ -108,10 +109,11 @@ class Pool:
 
     @torch.no_grad()
     def _encode(self, entries: Sequence[int]) -> Tensor:
-        phases = clip_phases(len(entries), self.frames)
-        if self.frames == 1:  # a random moment of the clip
-            moments = [random.Random(f"{self.seed} {entry} moment").random() for entry in entries]
-            phases = torch.tensor(moments)[:, None]
+        phases = clip_phases(len(entries), self.recipe.clips.frames)
+        if self.frames == 1:  # a random one of the clip's
+            chances = (random.Random(f"{self.seed} {entry} moment") for entry in entries)
+            frames = [chance.randrange(self.recipe.clips.frames) for chance in chances]
+            phases = phases.gather(1, torch.tensor(frames)[:, None])
         device = next(self.vae.parameters()).device
         clips = [self.clip(entry) for entry in entries]
         shown = render(clips, phases, self.recipe.height, self.recipe.width, device=device)
@@ -168,11 +170,15 @@ class DiTTask:
         share = levels(len(latents), self.recipe.lean, generator)
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         noisy, t, answer = self.family.lesson(latents, noise, share.to(self.device))
-        error = self.predict(noisy, t, text) - answer
-        channels = self.family.channels
+        clearer = share * torch.rand(share.shape, generator=generator).square()
+        clear = self.family.lesson(latents, noise, clearer.to(self.device)).noisy
+        channels, frames = self.family.channels, self.diets[kind].frames
+        leads = leaders(len(latents), frames, self.recipe.led, generator).to(self.device)  # B F
+        leads = leads.view(-1, 1, frames, 1, 1).movedim(1, channels)
+        error = self.predict(torch.where(leads, clear, noisy), t, text) - answer
         seen = (error.movedim(channels, -1) @ self.sight.mT).movedim(-1, channels)
         settled = (share < self.recipe.settled).to(mask).view(-1, *[1] * (mask.ndim - 1))
-        weight = 1 + (self.recipe.focus - 1) * settled * mask
+        weight = ~leads * (1 + (self.recipe.focus - 1) * settled * mask)
         return (seen.square() * weight).mean(), {kind: error.square().mean().item()}
 
     def inspect(self, model: Any) -> dict[str, Any]:
@@ -218,6 +224,15 @@ def levels(count: int, lean: float, generator: torch.Generator) -> Tensor:
     """How noisy each of a batch is, in [0, 1): evenly spread numbers to the power of `lean`."""
     evenly = (torch.rand(1, generator=generator) + torch.arange(count) / count) % 1
     return evenly**lean
+
+
+def leaders(clips: int, frames: int, share: float, generator: torch.Generator) -> Tensor:
+    """The frame (B, F) that leads each clip, bool; only a `share` of the clips has one, and no picture.
+
+    Frames that are all as noisy tell each other little, so a model is slow to learn to look there.
+    """
+    led = (torch.rand(clips, generator=generator) < share) & (frames > 1)
+    return F.one_hot(torch.randint(frames, (clips,), generator=generator), frames).bool() & led[:, None]
 
 
 def fingerprint(model: nn.Module) -> str:
