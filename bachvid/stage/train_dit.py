@@ -175,10 +175,10 @@ class DiTTask:
         channels, frames = self.family.channels, self.diets[kind].frames
         leads = leaders(len(latents), frames, self.recipe.led, generator).to(self.device)  # B F
         leads = leads.view(-1, 1, frames, 1, 1).movedim(1, channels)
-        error = self.predict(torch.where(leads, clear, noisy), t, text) - answer
+        error = (self.predict(torch.where(leads, clear, noisy), t, text) - answer).masked_fill(leads, 0)
         seen = (error.movedim(channels, -1) @ self.sight.mT).movedim(-1, channels)
         settled = (share < self.recipe.settled).to(mask).view(-1, *[1] * (mask.ndim - 1))
-        weight = ~leads * (1 + (self.recipe.focus - 1) * settled * mask)
+        weight = 1 + (self.recipe.focus - 1) * settled * mask
         return (seen.square() * weight).mean(), {kind: error.square().mean().item()}
 
     def inspect(self, model: Any) -> dict[str, Any]:
