@@ -26,6 +26,7 @@ from bachvid.stage.family import COGVIDEOX, WAN, add_noise, family_of
 from bachvid.stage.inherit import inherit, rotary_order
 from bachvid.stage.muon import Muon, orthogonal
 from bachvid.stage.recipes import RECIPES, Recipe
+from bachvid.stage.restore import restore
 from bachvid.stage.sight import sight
 from bachvid.stage.train import PARTS, make_task
 from bachvid.stage.train_dit import Diet, leaders, levels
@@ -161,6 +162,31 @@ def test_the_exported_folder_is_a_pipeline_for_diffusers(model: str, trained: Pa
     assert video.frames.shape == (1, 5, 3, 16, 32)
     assert (ours.format.size, ours.format.frames, ours.format.fps) == ((24, 16), 5, 2)
     assert json.loads((tmp_path / "training.json").read_text())["parts"]["dit"]["steps"] == 4
+
+
+def test_a_shipped_model_learns_on(model: str, trained: Path, tmp_path: Path) -> None:
+    export(toy(model), Work(trained), 0, tmp_path / "shipped")
+    work = Work(tmp_path / "work")
+    assert restore(tmp_path / "shipped", work, lambda part: make(model, part, work.folder)) == list(PARTS)
+    export(toy(model), work, 0, tmp_path / "again")
+    for file in (tmp_path / "shipped").rglob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "again" / file.relative_to(tmp_path / "shipped")).read_bytes()
+    _, state = train(make(model, "dit", work.folder), Budget(steps=6), work, Team())
+    assert state.step == 6 and [entry["step"] for entry in state.inspections] == [4, 6]
+    assert restore(tmp_path / "shipped", work, lambda part: make(model, part, work.folder)) == []
+    assert work.need("dit")["state"]["step"] == 6, "what has learnt on is not thrown away"
+
+
+def test_only_a_model_of_this_recipe_learns_on(model: str, trained: Path, tmp_path: Path) -> None:
+    export(toy(model), Work(trained), 0, tmp_path / "shipped")
+    other = next(name for name in RECIPES if name != model)
+    work = Work(tmp_path / "work")
+    with pytest.raises(ValueError, match="other shapes"):
+        restore(tmp_path / "shipped", work, lambda part: make(other, part, work.folder))
+    assert not list(work.folder.glob("*.pt"))
+    (tmp_path / "shipped" / "training.json").unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        restore(tmp_path / "shipped", work, lambda part: make(model, part, work.folder))
 
 
 def test_a_denoiser_learns_upon_what_is_shipped(model: str, trained: Path, tmp_path: Path) -> None:

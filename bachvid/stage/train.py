@@ -1,7 +1,8 @@
 """`bachvid stage train`: trains a shipped model on the stage world, part by part, and writes its weights.
 
 VAE and text encoder come first, in any order; the denoiser learns upon both. A run that was killed goes on
-from its work folder, and so does a run that has ended, given a larger budget.
+from its work folder, and so does a run that has ended, given a larger budget; `--begin-with weights/MODEL`
+makes such a folder of a model that is shipped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.multiprocessing as mp
 
 from bachvid.stage.export import export, load_frozen, the_tokenizer
 from bachvid.stage.recipes import RECIPES, Recipe
+from bachvid.stage.restore import restore
 from bachvid.stage.train_dit import DiTTask
 from bachvid.stage.train_text import TextTask
 from bachvid.stage.train_vae import VAETask
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=sorted(RECIPES), default="tiny-cogvideox")
     parser.add_argument(
         "--work", type=Path, required=True, help="folder of checkpoints, encoded clips and the log"
+    )
+    parser.add_argument(
+        "--begin-with", type=Path, metavar="FOLDER", help="a trained model, for parts not yet in --work"
     )
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
     parser.add_argument(
@@ -59,6 +64,13 @@ def main(args: argparse.Namespace) -> int:
     size = args.processes or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
     if device == "cuda" and size > 1:
         raise ValueError("one process trains on one GPU; leave --processes out")
+    recipe, work = RECIPES[args.model], Work(args.work)
+    if args.begin_with is not None:
+        restore(
+            args.begin_with,
+            work,
+            lambda part: make_task(part, recipe, work, args.seed, Team(), torch.device("cpu")),
+        )
     with tempfile.TemporaryDirectory() as meeting:
         team = (args, device, size, f"file://{meeting}/point")
         others = mp.spawn(run_others, team, nprocs=size - 1, join=False) if size > 1 else None
@@ -66,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
         if others is not None:
             others.join()
     out = args.out or Path("weights") / args.model
-    parts = export(RECIPES[args.model], Work(args.work), args.seed, out)
+    parts = export(recipe, work, args.seed, out)
     print(f"{', '.join(parts)} written to {out}")
     return 0
 
