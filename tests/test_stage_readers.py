@@ -96,7 +96,7 @@ def test_uv_covers_the_mask_and_nothing_else() -> None:
     found = read(to_frames(shown.video[0]))
     assert found.uv.isfinite().all() and (found.uv[~found.mask] == 0).all()
     assert (found.uv[found.mask].abs().sum(-1) > 0).float().mean() > 0.999
-    assert found.known[found.mask].float().mean() > 0.9
+    assert found.known[found.mask].float().mean() > 0.85
 
 
 def test_the_silhouette_is_the_largest_part_corners_included() -> None:

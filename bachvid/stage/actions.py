@@ -8,11 +8,11 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-from bachvid.stage.body import BUILD_WIDTH, HIP, LEG_LENGTH, NECK, SHOULDER
-from bachvid.stage.world import Clip
+from bachvid.stage.body import BUILD_WIDTH, HIP, LEG_LENGTH, SHOULDER
+from bachvid.stage.world import MARK, Clip
 
-LOCATION_X = {"left": -0.39, "middle": 0.0, "right": 0.39}
-SOLES = 0.1  # where the puppet stands, above the bottom edge
+LOCATION_X = {"left": -3 * MARK, "middle": 0.0, "right": 3 * MARK}
+SOLES = MARK  # where the puppet stands, above the bottom edge
 _ARM_AT_REST = -1.15  # radians below the horizontal
 
 
@@ -31,13 +31,13 @@ class Gesture:
 
 GESTURES = {
     "stands": Gesture(),
-    "jumps": Gesture(hop=0.15),
+    "jumps": Gesture(hop=MARK),
     "waves": Gesture(wave=1.0),
     "crouches": Gesture(crouch=0.7),
-    "walks": Gesture(travel=0.78, stride=1.0),
-    "leaps": Gesture(travel=0.78, hop=0.15),
-    "spins": Gesture(squeeze=0.7),
-    "bows": Gesture(bow=0.9),
+    "walks": Gesture(travel=4 * MARK, stride=1.0),
+    "leaps": Gesture(travel=4 * MARK, hop=MARK),
+    "spins": Gesture(squeeze=0.5),
+    "bows": Gesture(bow=0.7),
 }
 
 
@@ -53,7 +53,6 @@ class Pose:
     leg: Tensor  # leg length in units of the rest puppet's
     swing: Tensor  # sideways shear of the left leg; the right one's is opposite
     lean: Tensor  # the trunk's angle, positive to the right
-    nod: Tensor  # the head's angle on top of it
     left_arm: Tensor  # angles above the horizontal
     right_arm: Tensor
 
@@ -65,21 +64,20 @@ def pose(clips: list[Clip], phases: Tensor) -> Pose:
     place, sole, scale, build, leg, heading, travel, hop, crouch, bow, squeeze, wave, stride = columns
     beat = (2 * math.pi * phases).sin().abs()  # up and down twice
     swell = (math.pi * phases).sin() ** 2  # there and back once
-    swing = (3 * math.pi * phases).sin()  # to and fro; at no quarter of the action back in the middle
+    swing = (3 * math.pi * phases).sin()  # to and fro; at no inner quarter of the action in the middle
     lean = bow * swell * heading
-    arms = _ARM_AT_REST + 9.0 * hop * beat + 0.9 * crouch * swell + 1.0 * squeeze
+    arms = _ARM_AT_REST + 0.9 * crouch * swell + 1.0 * squeeze
     return Pose(
         x=place + heading * travel * (phases - 0.5) - 0.09 * lean * scale,
-        y=sole + hop * beat + 0.014 * stride * swing.abs(),
+        y=sole + hop * beat,
         scale=scale.expand_as(phases),
         width=1 - squeeze * (2 * math.pi * phases).sin() ** 2,
         build=build.expand_as(phases),
         leg=leg * (1 - crouch * swell),
-        swing=0.55 * stride * swing - 2.2 * travel * hop * beat,
+        swing=0.55 * stride * swing,
         lean=lean,
-        nod=0.3 * lean + 0.12 * stride * swing + 0.1 * wave * swing,
-        left_arm=arms + 0.45 * stride * swing,
-        right_arm=arms - 0.45 * stride * swing + wave * (2.1 + 0.6 * swing),
+        left_arm=arms,
+        right_arm=arms + wave * (2.1 + 0.6 * swing),
     )
 
 
@@ -97,11 +95,10 @@ def into_body(now: Pose, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor
     over = over + HIP
     found = {
         "torso": (side / p.build, over),
+        "head": (side, over),
         "left_leg": (across - slide, up / p.leg),
         "right_leg": (across + slide, up / p.leg),
     }
-    head_x, head_y = _turned(side, over - NECK, p.nod)
-    found["head"] = head_x, head_y + NECK
     for part, sign, angle in (("left_arm", -1, p.left_arm), ("right_arm", 1, p.right_arm)):
         along, off = _turned(sign * side - SHOULDER[0] * p.build, over - SHOULDER[1], -angle)
         found[part] = sign * (along + SHOULDER[0]), off + SHOULDER[1]

@@ -11,23 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from bachvid.stage.palette import BADGE, BADGE_RIM, BODIES, CLOTHES, CREAM, INK, RGB, mix, shift, warm
+from bachvid.stage.palette import BADGE, BODIES, CLOTHES, CREAM, INK, RGB, mix, shift, warm
 from bachvid.stage.shapes import NOTHING, Shape, box, disc, taper
 from bachvid.stage.world import BADGE_CELLS, Clip
 
 PARTS = ("torso", "head", "left_arm", "right_arm", "left_leg", "right_leg")
 CELLS = tuple(f"cell {number}" for number in range(BADGE_CELLS))
 MATERIALS = (
-    *("body", "sleeve", "hand", "ear", "inner", "snout", "light", "ink", "white", "pupil"),
-    *("shoe", "trousers", "cloth", "rim"),
+    *("body", "sleeve", "ear", "snout", "light", "ink", "white", "pupil"),
+    *("trousers", "cloth"),
     *CELLS,
 )
 HIP = 0.17
-NECK = 0.365
 SHOULDER = (0.105, 0.322)
 BADGE_MIDDLE = (0.0, 0.25)
-BADGE_CELL = 0.072
-BADGE_BORDER = 0.011
+BADGE_CELL = 0.08
 BUILD_WIDTH = {"slim": 0.9, "plump": 1.14}
 LEG_LENGTH = {"short": 0.85, "long": 1.25}
 
@@ -64,18 +62,14 @@ def dyes(clip: Clip) -> dict[str, RGB]:
     plain = {
         "body": body,
         "sleeve": mix(body, INK, 0.14),
-        "hand": mix(body, CREAM, 0.5),
         "ear": mix(body, INK, 0.12),
-        "inner": mix(body, CREAM, 0.6),
         "snout": mix(body, CREAM, 0.38),
         "light": mix(body, CREAM, 0.72),
         "ink": INK,
         "white": CREAM,
         "pupil": CREAM if clip.eyes == "mask" else INK,
-        "shoe": mix(body, INK, 0.45),
         "trousers": CLOTHES[clip.trousers],
         "cloth": CLOTHES[clip.accessory_colour],
-        "rim": BADGE_RIM,
         **{cell: BADGE[colour] for cell, colour in zip(CELLS, clip.badge, strict=True)},
     }
     return {material: warm(shift(colour, clip.puppet_tint)) for material, colour in plain.items()}
@@ -101,16 +95,12 @@ _SKIRT = taper(0.0, 0.112, 0.152, 0.142, 0.106, 0.012)
 _SCARF = (box(0.0, 0.36, 0.108, 0.03, 0.028), taper(0.1, 0.24, 0.35, 0.016, 0.016, 0.012, -0.12))
 _HAT = (box(0.0, 0.552, 0.1, 0.016, 0.012), taper(0.0, 0.555, 0.63, 0.05, 0.042, 0.012))
 _LEGS = [
-    Stroke("left_leg", taper(-0.056, 0.04, 0.19, 0.03, 0.036, 0.01), "trousers"),
-    Stroke("left_leg", box(-0.068, 0.022, 0.052, 0.024, 0.02), "shoe"),
-    Stroke("right_leg", taper(0.056, 0.04, 0.19, 0.03, 0.036, 0.01), "trousers"),
-    Stroke("right_leg", box(0.068, 0.022, 0.052, 0.024, 0.02), "shoe"),
+    Stroke("left_leg", taper(-0.058, 0.01, 0.19, 0.034, 0.036, 0.012), "trousers"),
+    Stroke("right_leg", taper(0.058, 0.01, 0.19, 0.034, 0.036, 0.012), "trousers"),
 ]
 _ARMS = [
-    Stroke("left_arm", box(-0.185, SHOULDER[1], 0.09, 0.033, 0.033), "sleeve"),
-    Stroke("left_arm", disc(-0.265, SHOULDER[1], 0.037), "hand"),
-    Stroke("right_arm", box(0.185, SHOULDER[1], 0.09, 0.033, 0.033), "sleeve"),
-    Stroke("right_arm", disc(0.265, SHOULDER[1], 0.037), "hand"),
+    Stroke("left_arm", box(-0.198, SHOULDER[1], 0.104, 0.036, 0.036), "sleeve"),
+    Stroke("right_arm", box(0.198, SHOULDER[1], 0.104, 0.036, 0.036), "sleeve"),
 ]
 
 
@@ -118,7 +108,6 @@ def _trunk(clip: Clip) -> list[Stroke]:
     """The torso with trousers' top, belly pattern and badge."""
     patch = box(0.0, 0.255, 0.118, 0.118, 0.09) if clip.belly == "patch" else NOTHING
     brace = box(0.099, 0.243, 0.013, 0.095, 0.004) if clip.belly == "braces" else NOTHING
-    rim = BADGE_CELL + BADGE_BORDER
     middle_x, middle_y = BADGE_MIDDLE
     cells = []
     for number, material in enumerate(CELLS):
@@ -130,19 +119,15 @@ def _trunk(clip: Clip) -> list[Stroke]:
         Stroke("torso", box(0.0, 0.14, 0.115, 0.03, 0.02), "trousers"),
         Stroke("torso", patch, "light"),
         Stroke("torso", brace, "ink", twice=True),
-        Stroke("torso", box(middle_x, middle_y, rim, rim, 0.006), "rim"),
         *cells,
     ]
 
 
 class _Head(NamedTuple):
-    """The shapes that make a kind: ears and their insides are painted on both sides."""
+    """The shapes that make a kind; an ear is painted on both sides."""
 
     skull: Shape
     ear: Shape
-    inner: Shape = NOTHING
-    muzzle: Shape = NOTHING
-    nose: Shape = NOTHING
     snout: Shape = NOTHING
     antenna: Shape = NOTHING
     knob: Shape = NOTHING
@@ -152,36 +137,24 @@ _HEADS = {
     "rabbit": _Head(
         skull=box(0.0, 0.455, 0.098, 0.094, 0.09),
         ear=taper(0.052, 0.53, 0.635, 0.008, 0.012, 0.024, 0.22),
-        inner=taper(0.055, 0.55, 0.625, 0.002, 0.004, 0.012, 0.22),
-        muzzle=disc(0.0, 0.42, 0.036),
-        nose=box(0.0, 0.438, 0.016, 0.011, 0.008),
     ),
     "bear": _Head(
         skull=box(0.0, 0.455, 0.116, 0.096, 0.092),
         ear=disc(0.09, 0.535, 0.042),
-        inner=disc(0.09, 0.535, 0.022),
-        muzzle=box(0.0, 0.418, 0.056, 0.038, 0.036),
-        nose=box(0.0, 0.434, 0.024, 0.015, 0.012),
     ),
     "fox": _Head(
         skull=taper(0.0, 0.4, 0.505, 0.012, 0.096, 0.03),
         ear=taper(0.084, 0.5, 0.622, 0.046, 0.0, 0.004, 0.18),
-        inner=taper(0.086, 0.52, 0.59, 0.024, 0.0, 0.0, 0.18),
-        muzzle=taper(0.0, 0.372, 0.435, 0.014, 0.042, 0.006),
-        nose=disc(0.0, 0.386, 0.019),
     ),
     "robot": _Head(
         skull=box(0.0, 0.455, 0.108, 0.09, 0.016),
         ear=box(0.116, 0.455, 0.022, 0.034, 0.006),
-        antenna=taper(0.0, 0.54, 0.6, 0.01, 0.01),
-        knob=disc(0.0, 0.612, 0.026),
-        muzzle=box(0.0, 0.41, 0.06, 0.022, 0.004),
-        nose=box(0.0, 0.41, 0.048, 0.007),
+        antenna=taper(0.0, 0.54, 0.6, 0.016, 0.016),
+        knob=disc(0.0, 0.61, 0.034),
     ),
     "elephant": _Head(
         skull=box(0.0, 0.46, 0.09, 0.092, 0.086),
         ear=taper(0.138, 0.44, 0.5, 0.012, 0.022, 0.058),
-        inner=taper(0.142, 0.445, 0.495, 0.008, 0.014, 0.034),
         snout=taper(0.0, 0.352, 0.445, 0.004, 0.012, 0.022),
     ),
 }
@@ -191,22 +164,19 @@ def _ears(clip: Clip) -> list[Stroke]:
     head = _HEADS[clip.kind]
     return [
         Stroke("head", head.ear, "ear", twice=True),
-        Stroke("head", head.inner, "inner", twice=True),
         Stroke("head", head.antenna, "ink"),
-        Stroke("head", head.knob, "inner"),
+        Stroke("head", head.knob, "light"),
     ]
 
 
 def _face(clip: Clip) -> list[Stroke]:
     head = _HEADS[clip.kind]
-    mask = box(0.0, 0.478, 0.085, 0.03, 0.024) if clip.eyes == "mask" else NOTHING
-    white = disc(0.042, 0.48, 0.034) if clip.eyes == "wide" else NOTHING
-    pupil = disc(0.042, 0.478, 0.014 if clip.eyes == "mask" else 0.018)
+    mask = box(0.0, 0.478, 0.088, 0.034, 0.026) if clip.eyes == "mask" else NOTHING
+    white = disc(0.044, 0.48, 0.04) if clip.eyes == "wide" else NOTHING
+    pupil = disc(0.044, 0.478, 0.018 if clip.eyes == "mask" else 0.022)
     return [
         Stroke("head", head.skull, "body"),
         Stroke("head", head.snout, "snout"),
-        Stroke("head", head.muzzle, "light"),
-        Stroke("head", head.nose, "ink"),
         Stroke("head", mask, "ink"),
         Stroke("head", white, "white", twice=True),
         Stroke("head", pupil, "pupil", twice=True),

@@ -52,7 +52,6 @@ CLOTHES: dict[str, RGB] = {
     "yellow": (255, 207, 48),
 }
 BADGE: tuple[RGB, RGB, RGB] = ((255, 217, 190), (238, 52, 128), (62, 14, 28))
-BADGE_RIM: RGB = (252, 176, 56)
 CREAM: RGB = (255, 217, 190)
 INK: RGB = (58, 12, 26)
 

@@ -101,7 +101,7 @@ def action_of(track: Track) -> Action:
 def _verb(track: Track) -> str | None:
     tall = float(track.top[0] - track.bottom[0])
     turned = _above(float(1 - track.width.min() / track.width[0]), 0.2, 0.35)
-    travels = _above(abs(float(track.feet[-1] - track.feet[0])), 0.25, 0.5)
+    travels = _above(abs(float(track.feet[-1] - track.feet[0])), 0.15, 0.35)
     hops = _above(float((track.bottom - track.bottom[0]).max()), 0.05, 0.09)
     if turned and travels is False:  # first: seen from its thin side the puppet may seem to hop
         return "spins"

@@ -34,6 +34,8 @@ BELLIES = ("plain", "patch", "braces")
 BADGE_CELLS, BADGE_COLOURS = 4, 3
 
 ASPECT = 1.5  # width over height of every stage
+MARK = 1 / 8  # heights of the picture: puppets stand on marks and go from mark to mark
+SCALES = (0.85, 1.0, 1.15)
 HORIZON_SLOTS = (
     6  # each empty (0), with the place's first (1) or second thing (2), or the landmark, just once (3)
 )
@@ -182,8 +184,8 @@ def _dress(rng: random.Random, combination: Combination, verb: str, where: str) 
         badge=tuple(rng.randrange(BADGE_COLOURS) for _ in range(BADGE_CELLS)),
         puppet_tint=_tint(rng, 7.0),
         heading=heading,
-        jitter=(rng.uniform(-0.13, 0.13), rng.uniform(-0.025, 0.025)),
-        scale=rng.uniform(0.75, 1.2),
+        jitter=(rng.choice((-MARK, 0.0, MARK)), 0.0),
+        scale=rng.choice(SCALES),
     )
 
 
