@@ -30,13 +30,14 @@ def restore(folder: Path, work: Work, make: Callable[[str], Task]) -> list[str]:
     if not record.exists():
         raise ValueError(f"{record} is missing: only a model that `bachvid stage train` wrote can learn on")
     history = json.loads(record.read_text(encoding="utf-8"))["parts"]
-    shutil.copytree(folder / "tokenizer", work.folder / "tokenizer", dirs_exist_ok=True)
     trained: dict[str, Callable[[], Any]] = {
         VAETask.name: shipped.vae,
         TextTask.name: lambda: shipped.text_encoder().model,
         DiTTask.name: shipped.transformer,
     }
     missing = [part for part in trained if work.load(part) is None]
+    if TextTask.name in missing:
+        shutil.copytree(folder / "tokenizer", work.folder / "tokenizer", dirs_exist_ok=True)
     for part in missing:
         task = make(part)
         learner: Any = task.model.encoder if part == TextTask.name else task.model
