@@ -18,7 +18,7 @@ from bachvid.stage.world import BADGE_CELLS, Clip
 PARTS = ("torso", "head", "left_arm", "right_arm", "left_leg", "right_leg")
 CELLS = tuple(f"cell {number}" for number in range(BADGE_CELLS))
 MATERIALS = (
-    *("body", "sleeve", "ear", "snout", "light", "ink", "white", "pupil"),
+    *("body", "limb", "ear", "snout", "light", "ink", "white", "pupil"),
     *("trousers", "cloth"),
     *CELLS,
 )
@@ -61,7 +61,7 @@ def dyes(clip: Clip) -> dict[str, RGB]:
     body = BODIES[clip.colour]
     plain = {
         "body": body,
-        "sleeve": mix(body, INK, 0.14),
+        "limb": mix(body, INK, 0.14),
         "ear": mix(body, INK, 0.12),
         "snout": mix(body, CREAM, 0.38),
         "light": mix(body, CREAM, 0.72),
@@ -95,12 +95,14 @@ _SKIRT = taper(0.0, 0.112, 0.152, 0.142, 0.106, 0.012)
 _SCARF = (box(0.0, 0.36, 0.108, 0.03, 0.028), taper(0.1, 0.24, 0.35, 0.016, 0.016, 0.012, -0.12))
 _HAT = (box(0.0, 0.552, 0.1, 0.016, 0.012), taper(0.0, 0.555, 0.63, 0.05, 0.042, 0.012))
 _LEGS = [
-    Stroke("left_leg", taper(-0.058, 0.01, 0.19, 0.034, 0.036, 0.012), "trousers"),
-    Stroke("right_leg", taper(0.058, 0.01, 0.19, 0.034, 0.036, 0.012), "trousers"),
+    Stroke("left_leg", taper(-0.058, 0.01, 0.19, 0.034, 0.036, 0.012), "limb"),
+    Stroke("left_leg", taper(-0.058, 0.082, 0.19, 0.04, 0.038, 0.012), "trousers"),
+    Stroke("right_leg", taper(0.058, 0.01, 0.19, 0.034, 0.036, 0.012), "limb"),
+    Stroke("right_leg", taper(0.058, 0.082, 0.19, 0.04, 0.038, 0.012), "trousers"),
 ]
 _ARMS = [
-    Stroke("left_arm", box(-0.198, SHOULDER[1], 0.104, 0.036, 0.036), "sleeve"),
-    Stroke("right_arm", box(0.198, SHOULDER[1], 0.104, 0.036, 0.036), "sleeve"),
+    Stroke("left_arm", box(-0.198, SHOULDER[1], 0.104, 0.036, 0.036), "limb"),
+    Stroke("right_arm", box(0.198, SHOULDER[1], 0.104, 0.036, 0.036), "limb"),
 ]
 
 
