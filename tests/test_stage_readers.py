@@ -53,6 +53,16 @@ def test_every_action_has_its_track(verb: str) -> None:
     assert action_of(track) == (seen, None if verb == "leaps" else "right", turns)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_action_of_the_world_is_left_open(verb: str) -> None:
+    rng = random.Random(1)
+    clips = [dataclasses.replace(sample_clip(rng), verb=verb) for _ in range(32)]
+    tracks = [follow(mask) for mask in render(clips, clip_phases(32, 5), 64, 96).mask]
+    assert {action_of(track).verb for track in tracks if track} == {
+        STILL if verb in ("stands", "waves") else verb
+    }
+
+
 @pytest.mark.parametrize("verb", ["stands", "waves"])
 def test_arms_tell_waving_from_standing(verb: str) -> None:
     clip = dataclasses.replace(sample_clip(random.Random(8)), verb=verb, where="left")
@@ -96,7 +106,7 @@ def test_uv_covers_the_mask_and_nothing_else() -> None:
     found = read(to_frames(shown.video[0]))
     assert found.uv.isfinite().all() and (found.uv[~found.mask] == 0).all()
     assert (found.uv[found.mask].abs().sum(-1) > 0).float().mean() > 0.999
-    assert found.known[found.mask].float().mean() > 0.85
+    assert found.known[found.mask].float().mean() > 0.9
 
 
 def test_the_silhouette_is_the_largest_part_corners_included() -> None:

@@ -66,7 +66,7 @@ def pose(clips: list[Clip], phases: Tensor) -> Pose:
     swell = (math.pi * phases).sin() ** 2  # there and back once
     swing = (3 * math.pi * phases).sin()  # to and fro; at no inner quarter of the action in the middle
     lean = bow * swell * heading
-    arms = _ARM_AT_REST + 0.9 * crouch * swell + 1.0 * squeeze
+    arms = _ARM_AT_REST + 0.9 * crouch * swell + squeeze
     return Pose(
         x=place + heading * travel * (phases - 0.5) - 0.09 * lean * scale,
         y=sole + hop * beat,

@@ -18,8 +18,7 @@ from bachvid.stage.world import BADGE_CELLS, Clip
 PARTS = ("torso", "head", "left_arm", "right_arm", "left_leg", "right_leg")
 CELLS = tuple(f"cell {number}" for number in range(BADGE_CELLS))
 MATERIALS = (
-    *("body", "limb", "ear", "snout", "light", "ink", "white", "pupil"),
-    *("trousers", "cloth"),
+    *("body", "limb", "ear", "snout", "light", "ink", "white", "pupil", "trousers", "cloth"),
     *CELLS,
 )
 HIP = 0.17

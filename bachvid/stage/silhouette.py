@@ -113,11 +113,11 @@ def _verb(track: Track) -> str | None:
         return "jumps"
     tilt = ((track.head - track.feet) - (track.head[0] - track.feet[0])).abs().max()
     leans = _above(float(tilt) / tall, 0.07, 0.12)
+    if leans:  # whatever it sinks by: a bow lowers the head as well
+        return "bows"
     sinks = _above(float((track.top[0] - track.top).max()) / tall, 0.06, 0.11)
     if leans is None or sinks is None:
         return None
-    if leans:
-        return "bows"
     return "crouches" if sinks else STILL
 
 
