@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from bachvid.models.attention import attend
 from bachvid.models.checkpoint import open_checkpoint
 from bachvid.models.cogvideox import CogVideoX
 from bachvid.models.cogvideox import Stream as JointStream
 from bachvid.models.grid import Grid
 from bachvid.models.wan import Stream, Wan
 from bachvid.stage import training
+from bachvid.stage.arithmetic import Arithmetic, attend_in_products
 from bachvid.stage.captions import caption, corpus
 from bachvid.stage.export import best_half, export, load_frozen, the_tokenizer
 from bachvid.stage.family import COGVIDEOX, WAN, add_noise, family_of
@@ -82,8 +84,8 @@ def kill_at(task: Task, step: int) -> Task:
     return task
 
 
-def make(model: str, part: str, folder: Path) -> Task:
-    return make_task(part, toy(model), Work(folder), 0, Team(), CPU)
+def make(model: str, part: str, folder: Path, arithmetic: Arithmetic = Arithmetic()) -> Task:
+    return make_task(part, toy(model), Work(folder), 0, Team(), CPU, arithmetic)
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -329,6 +331,37 @@ def test_one_frame_leads_some_clips_and_no_picture() -> None:
     assert leads.sum(0).tolist() == pytest.approx([400] * 5, abs=100)  # any frame as often
     assert leaders(10, 5, 1.0, generator).any(1).all()
     assert not leaders(10, 1, 1.0, generator).any()
+
+
+def test_attention_in_products_is_attention() -> None:
+    q, k, v = torch.randn(3, 2, 4, 7, 8).unbind()
+    freqs = torch.view_as_real(torch.polar(torch.ones(7, 4), torch.randn(7, 4)))
+    for turned in (None, freqs):
+        torch.testing.assert_close(attend_in_products(q, k, v, turned), attend(q, k, v, turned))
+
+
+def test_bfloat16_teaches_the_same_and_leaves_weights_float32(
+    model: str, trained: Path, tmp_path: Path
+) -> None:
+    for part in PARTS:
+        (tmp_path / f"{part}.pt").write_bytes((trained / f"{part}.pt").read_bytes())
+    slopes, predicted = {}, {}
+    for exact in (True, False):
+        task = make(model, "dit", tmp_path, Arithmetic(bfloat16=not exact))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in task.model.parameters():
+                parameter.normal_(std=0.2, generator=generator)
+        loss, _ = task.loss(7, 1.0)
+        loss.backward()
+        slopes[exact] = torch.cat([p.grad.flatten() for p in task.model.parameters() if p.grad is not None])
+        predicted[exact] = loss.item()
+        for optimizer in task.optimizers:
+            optimizer.step()
+        assert {p.dtype for p in task.model.parameters()} == {torch.float32}
+    assert predicted[False] != predicted[True]  # it is really another arithmetic
+    assert predicted[False] == pytest.approx(predicted[True], rel=0.02)
+    assert F.cosine_similarity(slopes[False], slopes[True], dim=0) > 0.99
 
 
 def test_muon_steps_are_orthogonal_and_as_large_as_adams() -> None:

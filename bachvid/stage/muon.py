@@ -14,14 +14,20 @@ class Muon(Optimizer):
     """Momentum whose step is made orthogonal: every direction of a weight matrix moves by the same amount.
 
     Takes linear and convolution weights (a kernel counts as inputs). Like torch.optim.Muon with
-    `match_rms_adamw`, so an AdamW learning rate fits; but in float32 and with one batch for all matrices of a
-    shape, which is several times as fast on a CPU.
+    `match_rms_adamw`, so an AdamW learning rate fits; but with one batch for all matrices of a shape, which
+    is several times as fast on a CPU. A step is made orthogonal in `dtype`.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.05
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.05,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -41,7 +47,7 @@ class Muon(Optimizer):
             moves.append(torch.lerp(p.grad, momentum, group["momentum"]).flatten(1))  # Nesterov's look ahead
         if not moves:
             return
-        for p, move in zip(params, orthogonal(torch.stack(moves)), strict=True):
+        for p, move in zip(params, orthogonal(torch.stack(moves).to(self.dtype)), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(move.view_as(p), alpha=-0.2 * group["lr"] * max(move.shape) ** 0.5)
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from bachvid.stage.arithmetic import Arithmetic
 from bachvid.stage.export import export, load_frozen, the_tokenizer
 from bachvid.stage.recipes import RECIPES, Recipe
 from bachvid.stage.restore import restore
@@ -50,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compile", action="store_true", help="compile the denoiser: minutes first, then a third faster"
+    )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="multiply matrices in bfloat16, for processors that can"
     )
     parser.add_argument("--out", type=Path, help="folder for the weights (default: weights/MODEL)")
 
@@ -98,8 +102,9 @@ def run(args: argparse.Namespace, device: str, size: int, meeting: str, rank: in
     team = Team(rank, size)
     recipe = RECIPES[args.model] if device == "cpu" else RECIPES[args.model].for_gpu()
     work, budget = Work(args.work), Budget(args.minutes, args.steps)
+    arithmetic = Arithmetic(args.compile, args.bfloat16)
     for part in PARTS if args.part == "all" else (args.part,):
-        task = make_task(part, recipe, work, args.seed, team, torch.device(device), args.compile)
+        task = make_task(part, recipe, work, args.seed, team, torch.device(device), arithmetic)
         train(task, budget, work, team)
     if size > 1:
         dist.destroy_process_group()
@@ -112,7 +117,7 @@ def make_task(
     seed: int,
     team: Team,
     device: torch.device,
-    compiled: bool = False,
+    arithmetic: Arithmetic = Arithmetic(),
 ) -> Task:
     """The training of one part; ValueError where a denoiser's foundations are not trained yet."""
     if part == VAETask.name:
@@ -121,4 +126,4 @@ def make_task(
     if part == TextTask.name:
         return TextTask(recipe.text, the_tokenizer(recipe, work, seed), seed, team, device)
     frozen = load_frozen(recipe, work, seed, device)
-    return DiTTask(recipe.dit, frozen, work.folder / "pools", seed, team, device, compiled)
+    return DiTTask(recipe.dit, frozen, work.folder / "pools", seed, team, device, arithmetic)

@@ -23,6 +23,7 @@ from bachvid.models.checkpoint import open_checkpoint
 from bachvid.models.cogvideox import CogVideoXConfig
 from bachvid.models.text import TextEncoder
 from bachvid.models.wan import WanConfig
+from bachvid.stage.arithmetic import Arithmetic
 from bachvid.stage.captions import caption
 from bachvid.stage.family import AnyVAE, Family, family_of
 from bachvid.stage.inherit import inherit
@@ -135,7 +136,7 @@ class DiTTask:
         seed: int,
         team: Team,
         device: torch.device,
-        compiled: bool = False,
+        arithmetic: Arithmetic = Arithmetic(),
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.frozen, self.seed, self.team, self.device = recipe, frozen, seed, team, device
@@ -144,8 +145,8 @@ class DiTTask:
         if recipe.begins_as is not None:
             inherit(self.model, open_checkpoint(find_model(recipe.begins_as)).transformer())
         self.model.to(device)
-        self.predict = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.optimizers = split_optimizers(self.model, recipe.rate)
+        self.predict = arithmetic.forward(self.model, device)
+        self.optimizers = split_optimizers(self.model, recipe.rate, arithmetic.dtype)
         pools = pools / fingerprint(frozen.vae.encoder)
         pools.mkdir(parents=True, exist_ok=True)
         self.diets = {"images": recipe.images, "clips": recipe.clips}
@@ -243,11 +244,11 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def split_optimizers(model: nn.Module, rate: float) -> Sequence[Optimizer]:
+def split_optimizers(model: nn.Module, rate: float, dtype: torch.dtype) -> Sequence[Optimizer]:
     """Muon for the blocks' attention and feed-forward matrices, AdamW for everything else."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inner = name.startswith("blocks.") and parameter.ndim == 2 and "modulation" not in name
         (matrices if inner else others).append(parameter)
-    return Muon(matrices, rate), AdamW(others, rate, betas=(0.9, 0.99), weight_decay=0.0)
+    return Muon(matrices, rate, dtype=dtype), AdamW(others, rate, betas=(0.9, 0.99), weight_decay=0.0)
