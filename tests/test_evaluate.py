@@ -69,6 +69,17 @@ def test_psnr_of_the_stage_is_blind_to_both_puppets_and_symmetric() -> None:
     assert psnr_background(noisy, a, puppet, NOBODY) == clean
 
 
+def test_soft_edges_of_puppets_are_no_error_of_the_stage() -> None:
+    puppet = np.zeros((1, 32, 48), dtype=bool)
+    puppet[:, 8:24, 8:24] = True
+    a = np.full((*puppet.shape, 3), 50, dtype=np.uint8)
+    for beside, counts in ((1, False), (2, False), (3, True)):  # an outline is two pixels of 32
+        b = a.copy()
+        b[:, 16, 23 + beside] += 20
+        found = psnr_background(a, b, puppet, np.zeros_like(puppet))
+        assert (found < CAP) == counts
+
+
 def test_psnr_is_computed_in_more_than_eight_bits() -> None:
     assert psnr_background(grey(0), grey(255), NOBODY, NOBODY) == 0
     assert psnr_background(grey(9), grey(9), NOBODY, NOBODY) == CAP

@@ -21,7 +21,7 @@ from bachvid.models.cogvideox import Stream as JointStream
 from bachvid.models.grid import Grid
 from bachvid.models.wan import Stream, Wan
 from bachvid.stage import training
-from bachvid.stage.arithmetic import Arithmetic, attend_in_products
+from bachvid.stage.arithmetic import EXACT, Arithmetic, attend_in_products
 from bachvid.stage.captions import caption, corpus
 from bachvid.stage.export import best_half, export, load_frozen, the_tokenizer
 from bachvid.stage.family import COGVIDEOX, WAN, add_noise, family_of
@@ -84,7 +84,7 @@ def kill_at(task: Task, step: int) -> Task:
     return task
 
 
-def make(model: str, part: str, folder: Path, arithmetic: Arithmetic = Arithmetic()) -> Task:
+def make(model: str, part: str, folder: Path, arithmetic: Arithmetic = EXACT) -> Task:
     return make_task(part, toy(model), Work(folder), 0, Team(), CPU, arithmetic)
 
 

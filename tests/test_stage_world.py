@@ -51,7 +51,7 @@ def test_a_group_shares_what_is_stated_and_nothing_else(seed: int, prompts: int)
     sided = (*world.LOCATED_VERBS, "walks")  # elsewhere the location is not stated
     actions = {(clip.verb, clip.where if clip.verb in sided else "") for clip in group}
     assert len(actions) == prompts
-    assert len({clip.sizes for clip in group}) == prompts  # drawn anew for every clip
+    assert len({clip.stage_tint for clip in group}) == prompts  # drawn anew for every clip
     alike = share_hidden(group)
     for name in (*world.STATED, *world.HIDDEN_STAGE, *world.HIDDEN_PUPPET):
         assert len({getattr(clip, name) for clip in alike}) == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,6 +18,7 @@ from bachvid.pictures.frames import Frames
 from bachvid.stage.watch import token_masks
 
 CAP = 100.0  # dB of equal pictures
+OUTLINE = 1 / 16  # of the picture's height, one latent: so soft is the edge of a puppet that a model drew
 LEAST_BACKGROUND = 0.05  # share of a frame that two videos must both show for a PSNR
 CELLS = 32  # of a texture, per height of the picture: two pixels of 64
 CORNER = (-0.5, -0.1)  # body coordinates (u, v) where a texture begins; it is CELLS x CELLS
@@ -39,11 +41,18 @@ def mean(values: Iterable[float]) -> float:
 def psnr_background(a: Frames, b: Frames, puppet_a: NDArray, puppet_b: NDArray) -> float:
     """PSNR in dB of what both videos show of the stage: the mean over frames, NaN if no frame shows enough.
 
-    Puppet masks (F, H, W) bool. Pixels outside of both masks count, at their own number.
+    Puppet masks (F, H, W) bool. Pixels outside of both masks and farther from them than `OUTLINE` count, at
+    their own number: nearer ones show some of a puppet, and would outweigh all the rest.
     """
-    seen = ~(puppet_a | puppet_b)
+    seen = ~widened(puppet_a | puppet_b, round(OUTLINE * puppet_a.shape[1]))
     valid = seen.mean(axis=(1, 2)) >= LEAST_BACKGROUND
     return mean(psnr(a[t][seen[t]], b[t][seen[t]]) for t in np.flatnonzero(valid))
+
+
+def widened(mask: NDArray, reach: int) -> NDArray[np.bool_]:
+    """The mask (F, H, W) and all pixels at most `reach` columns and rows away from it."""
+    near = torch.from_numpy(mask).float().unsqueeze(1)
+    return F.max_pool2d(near, 2 * reach + 1, 1, reach)[:, 0].numpy() > 0
 
 
 def psnr_foreground(a: NDArray, b: NDArray) -> float:

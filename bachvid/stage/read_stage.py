@@ -22,7 +22,6 @@ from bachvid.stage.render import render_stage
 from bachvid.stage.world import ASPECT, FRONT_SLOTS, HORIZON_SLOTS, LANDMARK, SKY_SLOTS, Clip
 
 _FAR = 60.0  # RGB distance of 255 beyond which a pixel is simply something else
-_SIZES = (0.86, 0.92, 0.98)
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,11 @@ def _sky_and_ground(plate: Tensor, seen: Tensor) -> tuple[Clip, str | None, str 
     shade = (float(tint[0]), float(tint[1]), float(tint[2]))
     bare = dataclasses.replace(bare, sky=sky, stage_tint=shade)
     middle = free & ((y > 0.14) & (y < 0.55))[:, None]
-    horizons = torch.linspace(0.35, 0.46, 45).tolist()
     best: dict[str, tuple[float, float]] = {}
     for place in world.PLACES:
-        found = [dataclasses.replace(bare, place=place, horizon=horizon) for horizon in horizons]
+        found = [dataclasses.replace(bare, place=place, horizon=horizon) for horizon in world.HORIZONS]
         costs = [float(_off(plate, clip, middle).norm(dim=0).clamp_max(_FAR).mean()) for clip in found]
-        best[place] = min(zip(costs, horizons, strict=True))
+        best[place] = min(zip(costs, world.HORIZONS, strict=True))
     place, place_name = _nearest([best[name][0] for name in world.PLACES], world.PLACES)
     return dataclasses.replace(bare, place=place, horizon=best[place][1]), sky_name, place_name
 
@@ -145,7 +143,7 @@ def _horizon_slots(
     """States and sizes of the horizon's slots, and (landmark, slot) of the one landmark if it is seen."""
     empty = dataclasses.replace(clip, layout=(0,) * HORIZON_SLOTS)
     variants = [(0, empty)]
-    for size, (state, name) in itertools.product(_SIZES, enumerate(("", "", *world.LANDMARKS), 1)):
+    for size, (state, name) in itertools.product(world.SIZES, enumerate(("", "", *world.LANDMARKS), 1)):
         filled = dataclasses.replace(
             clip,
             layout=(min(state, LANDMARK),) * HORIZON_SLOTS,

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from bachvid.stage.arithmetic import Arithmetic
+from bachvid.stage.arithmetic import EXACT, Arithmetic
 from bachvid.stage.export import export, load_frozen, the_tokenizer
 from bachvid.stage.recipes import RECIPES, Recipe
 from bachvid.stage.restore import restore
@@ -117,7 +117,7 @@ def make_task(
     seed: int,
     team: Team,
     device: torch.device,
-    arithmetic: Arithmetic = Arithmetic(),
+    arithmetic: Arithmetic = EXACT,
 ) -> Task:
     """The training of one part; ValueError where a denoiser's foundations are not trained yet."""
     if part == VAETask.name:

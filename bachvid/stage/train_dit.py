@@ -23,7 +23,7 @@ from bachvid.models.checkpoint import open_checkpoint
 from bachvid.models.cogvideox import CogVideoXConfig
 from bachvid.models.text import TextEncoder
 from bachvid.models.wan import WanConfig
-from bachvid.stage.arithmetic import Arithmetic
+from bachvid.stage.arithmetic import EXACT, Arithmetic
 from bachvid.stage.captions import caption
 from bachvid.stage.family import AnyVAE, Family, family_of
 from bachvid.stage.inherit import inherit
@@ -136,7 +136,7 @@ class DiTTask:
         seed: int,
         team: Team,
         device: torch.device,
-        arithmetic: Arithmetic = Arithmetic(),
+        arithmetic: Arithmetic = EXACT,
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.frozen, self.seed, self.team, self.device = recipe, frozen, seed, team, device

@@ -36,6 +36,8 @@ BADGE_CELLS, BADGE_COLOURS = 4, 3
 ASPECT = 1.5  # width over height of every stage
 MARK = 1 / 8  # heights of the picture: puppets stand on marks and go from mark to mark
 SCALES = (0.85, 1.0, 1.15)
+HORIZONS = (0.375, 0.4375)  # heights of the picture
+SIZES = (0.85, 1.0)  # of what stands on the horizon
 HORIZON_SLOTS = (
     6  # each empty (0), with the place's first (1) or second thing (2), or the landmark, just once (3)
 )
@@ -173,8 +175,8 @@ def _dress(rng: random.Random, combination: Combination, verb: str, where: str) 
         layout=tuple(layout),
         sky_slots=tuple(sky_slots),
         front=tuple(rng.randrange(2) for _ in range(FRONT_SLOTS)),
-        sizes=tuple(rng.uniform(0.84, 1.0) for _ in range(HORIZON_SLOTS)),
-        horizon=rng.uniform(0.36, 0.45),
+        sizes=tuple(rng.choice(SIZES) for _ in range(HORIZON_SLOTS)),
+        horizon=rng.choice(HORIZONS),
         stage_tint=_tint(rng, 10.0),
         build=rng.choice(BUILDS),
         legs=rng.choice(LEGS),
