@@ -18,14 +18,14 @@ from bachvid.stage.world import BADGE_CELLS, Clip
 PARTS = ("torso", "head", "left_arm", "right_arm", "left_leg", "right_leg")
 CELLS = tuple(f"cell {number}" for number in range(BADGE_CELLS))
 MATERIALS = (
-    *("body", "limb", "ear", "snout", "light", "ink", "white", "pupil", "trousers", "cloth"),
+    *("body", "limb", "ear", "snout", "light", "ink", "band", "pupil", "trousers", "cloth"),
     *CELLS,
 )
 HIP = 0.17
 SHOULDER = (0.105, 0.322)
 BADGE_MIDDLE = (0.0, 0.25)
 BADGE_CELL = 0.08
-BUILD_WIDTH = {"slim": 0.9, "plump": 1.14}
+BUILD_WIDTH = {"slim": 0.86, "plump": 1.24}
 LEG_LENGTH = {"short": 0.85, "long": 1.25}
 
 
@@ -65,7 +65,7 @@ def dyes(clip: Clip) -> dict[str, RGB]:
         "snout": mix(body, CREAM, 0.38),
         "light": mix(body, CREAM, 0.72),
         "ink": INK,
-        "white": CREAM,
+        "band": INK if clip.eyes == "mask" else CREAM,
         "pupil": CREAM if clip.eyes == "mask" else INK,
         "trousers": CLOTHES[clip.trousers],
         "cloth": CLOTHES[clip.accessory_colour],
@@ -108,7 +108,7 @@ _ARMS = [
 def _trunk(clip: Clip) -> list[Stroke]:
     """The torso with trousers' top, belly pattern and badge."""
     patch = box(0.0, 0.255, 0.118, 0.118, 0.09) if clip.belly == "patch" else NOTHING
-    brace = box(0.099, 0.243, 0.013, 0.095, 0.004) if clip.belly == "braces" else NOTHING
+    brace = box(0.096, 0.243, 0.026, 0.095, 0.004) if clip.belly == "braces" else NOTHING
     middle_x, middle_y = BADGE_MIDDLE
     cells = []
     for number, material in enumerate(CELLS):
@@ -172,13 +172,11 @@ def _ears(clip: Clip) -> list[Stroke]:
 
 def _face(clip: Clip) -> list[Stroke]:
     head = _HEADS[clip.kind]
-    mask = box(0.0, 0.478, 0.088, 0.034, 0.026) if clip.eyes == "mask" else NOTHING
-    white = disc(0.044, 0.48, 0.04) if clip.eyes == "wide" else NOTHING
-    pupil = disc(0.044, 0.478, 0.018 if clip.eyes == "mask" else 0.022)
+    band = box(0.0, 0.478, 0.088, 0.038, 0.026) if clip.eyes != "dots" else NOTHING
+    pupil = disc(0.044, 0.478, 0.022)
     return [
         Stroke("head", head.skull, "body"),
         Stroke("head", head.snout, "snout"),
-        Stroke("head", mask, "ink"),
-        Stroke("head", white, "white", twice=True),
+        Stroke("head", band, "band"),
         Stroke("head", pupil, "pupil", twice=True),
     ]
