@@ -211,14 +211,18 @@ def test_mask_layers_reach_a_share_of_the_best_and_beat_the_trivial_mask() -> No
     assert select.mask_layers(iou, floor=1.0, ratio=0.7, most=15) == ()
 
 
-def test_layers_join_as_long_as_they_gain_together() -> None:
-    together = {(1,): 0.5, (2,): 0.6, (3,): 0.4, (1, 2): 0.595, (2, 3): 0.8, (1, 2, 3): 0.805}
+@pytest.mark.parametrize(
+    "pair", [0.8, 0.59]
+)  # a second layer that gains, and one that only the third pays for
+def test_the_fewest_layers_that_come_near_the_best_are_joined(pair: float) -> None:
+    together = {(1,): 0.5, (2,): 0.6, (3,): 0.4, (4,): 0.1, (1, 2): 0.58, (2, 3): pair, (2, 4): 0.2}
+    together |= {(1, 2, 3): 0.805, (2, 3, 4): 0.7, (1, 2, 3, 4): 0.5}
 
     def fused(layers: tuple[int, ...]) -> np.ndarray:
         return np.array([[0.0, together[layers]], [np.nan, together[layers]]])
 
-    assert select.grow(fused, layers=3, most=15) == (2, 3)
-    assert select.grow(fused, layers=3, most=1) == (2,)
+    assert select.grow(fused, layers=4, most=15) == ((2, 3) if pair == 0.8 else (1, 2, 3))
+    assert select.grow(fused, layers=4, most=1) == (2,)
 
 
 def test_match_layers_are_the_lowest_and_beat_no_movement() -> None:

@@ -83,7 +83,7 @@ class Evidence:
 
 MASK_RULES = {
     "ratio": "layers within a share of the best mean IoU",
-    "fused": "layers joined as long as their masks together gain",
+    "fused": "the fewest layers whose masks together come near the best",
 }
 
 

@@ -67,21 +67,22 @@ def mask_layers(iou: Array, floor: float, ratio: float, most: int) -> Layers:
     return ordered(n for n in good[:most] if profile[n] > floor)
 
 
-def grow(fused: Callable[[Layers], Array], layers: int, most: int, least: float = 0.01) -> Layers:
-    """Layers joined one by one, always the one with which the fused score's best step gains most.
+def grow(fused: Callable[[Layers], Array], layers: int, most: int, trifle: float = 0.01) -> Layers:
+    """The fewest layers that together score within a `trifle` of the best, of sets joined one by one.
 
-    `fused` gives scores (V, S) of what some layers do together; it ends where none gains `least`.
+    `fused` gives scores (V, S) of what some layers do together, of which the best step counts; the layer that
+    joins is always the one with which they score highest. They are joined up to `most`, since a third may
+    gain where a second did not.
     """
+    paths: list[tuple[float, Layers]] = []
     chosen: Layers = ()
-    reached = -np.inf
     while len(chosen) < min(most, layers):
         wider = [tuple(sorted({*chosen, n})) for n in range(1, layers + 1) if n not in chosen]
-        scores = [np.nanmax(known_mean(fused(candidate), 0)) for candidate in wider]
-        best = int(np.argmax(scores))
-        if scores[best] < reached + least:
-            break
-        chosen, reached = wider[best], scores[best]
-    return chosen
+        scores = [float(np.nanmax(known_mean(fused(candidate), 0))) for candidate in wider]
+        chosen = wider[int(np.argmax(scores))]
+        paths.append((max(scores), chosen))
+    best = max(score for score, _ in paths)
+    return next(chosen for score, chosen in paths if score >= best - trifle)
 
 
 def match_layers(mse: Array, ceiling: float, count: int, window: tuple[int, int]) -> Layers:
