@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from bachvid.calibrate import plots
+from bachvid.calibrate.markup import table
 from bachvid.calibrate.page import ranges, write_page
 from bachvid.calibrate.sheets import HEIGHT, mask_grid, match_grid, skip_sheet
 from bachvid.errors import UsageError
@@ -572,3 +573,8 @@ def test_videos_without_layers_stand_under_the_whole_one() -> None:
     plain = skip_sheet(full, {3: full + 5, 12: full + 9})
     changed = np.argwhere((page != plain).any(-1))
     assert changed[:, 1].max() < 216 and changed[:, 0].min() > 2 * HEIGHT  # a word beside the last row
+
+
+def test_bars_of_nothing_but_zeros_are_empty() -> None:
+    drawn = table({"layer": ["1", "2"], "change": [0.0, 0.0]}, bar="change")
+    assert drawn.count("--share:0.0%") == 2

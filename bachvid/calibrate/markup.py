@@ -66,7 +66,7 @@ def listing(value: Any) -> str:
 
 def table(columns: Mapping[str, Sequence[Any]], marked: Collection[Any] = (), bar: str = "") -> str:
     """Columns under their names; rows whose first cell is in `marked` stand out, one column has bars."""
-    most = max((each for each in columns.get(bar, ()) if each is not None and each == each), default=1)
+    most = max((each for each in columns.get(bar, ()) if each is not None and each == each), default=0) or 1
     rows = [tag("tr", *(tag("th", escape(name)) for name in columns))]
     for row in zip(*columns.values(), strict=True):
         cells = []
