@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from bachvid.calibrate import plots
-from bachvid.calibrate.markup import table
+from bachvid.calibrate import markup, plots
 from bachvid.calibrate.page import ranges, write_page
 from bachvid.calibrate.sheets import HEIGHT, mask_grid, match_grid, skip_sheet
 from bachvid.errors import UsageError
@@ -576,5 +575,5 @@ def test_videos_without_layers_stand_under_the_whole_one() -> None:
 
 
 def test_bars_of_nothing_but_zeros_are_empty() -> None:
-    drawn = table({"layer": ["1", "2"], "change": [0.0, 0.0]}, bar="change")
+    drawn = markup.table({"layer": ["1", "2"], "change": [0.0, 0.0]}, bar="change")
     assert drawn.count("--share:0.0%") == 2
