@@ -206,11 +206,10 @@ def test_shards_and_a_killed_run_measure_what_one_process_would(
 
 def test_the_controls(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "controls.json"
-    assert evaluate(model, out, "--what", "controls") == 0
+    assert evaluate(model, out, "--what", "controls", "--seed", "1") == 0
     values = json.loads(out.read_text())
     runs = values["runs"]
-    assert runs["oracle"]["psnr_bg"]["mean"] > 28
-    assert runs["oracle_decoded"]["psnr_bg"] != runs["oracle"]["psnr_bg"]  # through a random autoencoder
+    assert runs["oracle"]["psnr_bg"]["mean"] > 28 and runs["oracle_decoded"]["psnr_bg"]["mean"] is None
     assert runs["oracle"]["success"]["mean"] == 1
     for run in (
         "vanilla_own",
