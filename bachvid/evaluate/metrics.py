@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bachvid.method.mask import grow
 from bachvid.models.grid import Grid
 from bachvid.pictures.frames import Frames
 from bachvid.stage.watch import token_masks
@@ -44,15 +44,10 @@ def psnr_background(a: Frames, b: Frames, puppet_a: NDArray, puppet_b: NDArray) 
     Puppet masks (F, H, W) bool. Pixels outside of both masks and farther from them than `OUTLINE` count, at
     their own number: nearer ones show some of a puppet, and would outweigh all the rest.
     """
-    seen = ~widened(puppet_a | puppet_b, round(OUTLINE * puppet_a.shape[1]))
+    puppets, shape = torch.from_numpy(puppet_a | puppet_b), puppet_a.shape
+    seen = ~grow(puppets, Grid(*shape), round(OUTLINE * shape[1])).view(shape).numpy()
     valid = seen.mean(axis=(1, 2)) >= LEAST_BACKGROUND
     return mean(psnr(a[t][seen[t]], b[t][seen[t]]) for t in np.flatnonzero(valid))
-
-
-def widened(mask: NDArray, reach: int) -> NDArray[np.bool_]:
-    """The mask (F, H, W) and all pixels at most `reach` columns and rows away from it."""
-    near = torch.from_numpy(mask).float().unsqueeze(1)
-    return F.max_pool2d(near, 2 * reach + 1, 1, reach)[:, 0].numpy() > 0
 
 
 def psnr_foreground(a: NDArray, b: NDArray) -> float:
