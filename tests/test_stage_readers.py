@@ -16,7 +16,7 @@ from bachvid.stage.read_stage import read_stage
 from bachvid.stage.readers import read
 from bachvid.stage.render import clip_phases, render, render_stage
 from bachvid.stage.silhouette import STILL, action_of, follow, silhouette
-from bachvid.stage.world import VERBS, sample_clip
+from bachvid.stage.world import LANDMARK, VERBS, Clip, sample_clip
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,37 @@ def test_a_slot_behind_the_puppet_is_not_guessed() -> None:
     states = (*clip.layout, *clip.sky_slots, *clip.front)
     assert all(cell in (state, None) for cell, state in zip(found.cells, states, strict=True))
     assert found.cells[0] is None and None not in found.cells[2:6]
+
+
+def _between(clip: Clip, other: Clip, share: float) -> torch.Tensor:
+    """A stage (1, 3, H, W) of 255 that is one clip's but for a share of another's."""
+    return (render_stage([clip], 64, 96).lerp(render_stage([other], 64, 96), share) + 1) * 127.5
+
+
+def test_a_pale_landmark_is_read_and_one_between_two_is_not() -> None:
+    nowhere = torch.zeros(1, 64, 96, dtype=torch.bool)
+    clip = dataclasses.replace(
+        sample_clip(random.Random(2)), landmark="tent", layout=(0, 1, 2, LANDMARK, 0, 1)
+    )
+    bare = dataclasses.replace(clip, layout=(0, 1, 2, 0, 0, 1))
+    gate = dataclasses.replace(clip, landmark="gate")
+    found = read_stage(_between(clip, bare, 0.35), nowhere)
+    assert (found.landmark, found.landmark_slot, found.cells[3]) == ("tent", 3, LANDMARK)
+    assert read_stage(_between(clip, gate, 0.5), nowhere).landmark is None
+    assert read_stage(_between(bare, bare, 0.5), nowhere).landmark is None
+
+
+def test_a_landmark_twice_is_one_and_two_landmarks_are_none() -> None:
+    nowhere = torch.zeros(1, 64, 96, dtype=torch.bool)
+    tent = dataclasses.replace(
+        sample_clip(random.Random(2)), landmark="tent", layout=(LANDMARK, 1, 0, 0, 0, 0)
+    )
+    again = dataclasses.replace(tent, layout=(LANDMARK, 1, 0, 0, 0, LANDMARK))
+    gate = dataclasses.replace(again, landmark="gate")
+    left, right = render_stage([again, gate], 64, 96)
+    both = torch.cat([left[:, :, :48], right[:, :, 48:]], 2)
+    assert read_stage((left[None] + 1) * 127.5, nowhere).landmark == "tent"
+    assert read_stage((both[None] + 1) * 127.5, nowhere).landmark is None
 
 
 def test_what_the_world_cannot_show_is_off_the_palette() -> None:

@@ -32,6 +32,8 @@ from bachvid.stage.world import Clip
 _ANY: RGB = (190.0, 100.0, 110.0)  # a warm colour amid all others, for a material that is hardly seen
 _BUILT = ("verb", "kind", "accessory", "build", "legs")  # what makes the silhouette
 _EVIDENCE = 4000.0  # squared distance between two answers, all pixels together, that outweighs chance
+_LEAD = 0.1  # of that distance, by which the nearer answer must be nearer
+_NEARER = 0.8  # of the distance to another word's colour, within which a word's colour must be
 _BLURS = (0.0, 0.5, 0.9, 1.3)  # of a picture 64 high, in pixels
 _PROMISING = 4  # puppets of the rough look that are fitted closely
 _ROUNDS = 4  # of holding the best against its neighbours; two or three are enough
@@ -252,7 +254,7 @@ def _clear_colours(colours: Tensor, pixels: Tensor, height: int) -> dict[str, An
     def word(material: str, palette: Mapping[Any, RGB]) -> Any:
         number = MATERIALS.index(material)
         (first, name), (second, _) = _ranked(colours[number], palette)[:2]
-        return name if first < 0.6 * second and pixels[number] >= _FEW * (height / 64) ** 2 else None
+        return name if first < _NEARER * second and pixels[number] >= _FEW * (height / 64) ** 2 else None
 
     return {
         "colour": word("body", BODIES),
@@ -278,7 +280,7 @@ def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
     apart = distance(shown, shown[best])  # (B, F, h, w)
     others = torch.tensor([answer != answers[best] for answer in answers])
     evidence = apart.sum((1, 2, 3))
-    leads = (costs - costs[best]) > 0.2 * evidence
+    leads = (costs - costs[best]) > _LEAD * evidence
     return answers[best] if bool((leads & (evidence > _EVIDENCE))[others].all()) else None
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from bachvid.stage.render import render_stage
 from bachvid.stage.world import ASPECT, FRONT_SLOTS, HORIZON_SLOTS, LANDMARK, SKY_SLOTS, Clip
 
 _FAR = 60.0  # RGB distance of 255 beyond which a pixel is simply something else
+_APART = 25.0  # that from which on a pixel tells two answers apart
+_ENOUGH = 14  # such pixels at a picture 64 high: fewer decide nothing
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def read_stage(video: Tensor, mask: Tensor) -> StageReading:
     skies = _slots(plate, seen, _variants(clip, "sky_slots", 3), SKY_SLOTS, scenery.SKY_LINE - 0.1, 0.94)
     fronts = _slots(plate, seen, _variants(clip, "front", 2), FRONT_SLOTS, 0.0, 0.1)
     clip = dataclasses.replace(
-        clip, sky_slots=tuple(s or 0 for s, _ in skies), front=tuple(s or 0 for s, _ in fronts)
+        clip, sky_slots=tuple(s.state or 0 for s in skies), front=tuple(s.state or 0 for s in fronts)
     )
     return StageReading(
         place=place,
@@ -62,7 +64,7 @@ def read_stage(video: Tensor, mask: Tensor) -> StageReading:
         landmark=names[0] if landmark else None,
         landmark_slot=landmark[1] if landmark else None,
         horizon=clip.horizon,
-        cells=(*horizon, *(state for state, _ in skies), *(state for state, _ in fronts)),
+        cells=(*horizon, *(slot.state for slot in skies), *(slot.state for slot in fronts)),
         clip=clip,
         plate=torch.where(seen, plate, (render_stage([clip], *plate.shape[1:])[0] + 1) * 127.5),
         seen=seen,
@@ -140,7 +142,7 @@ def _nearest(costs: list[float], names: tuple[str, ...]) -> tuple[str, str | Non
 def _horizon_slots(
     plate: Tensor, seen: Tensor, clip: Clip
 ) -> tuple[list[int | None], tuple[float, ...], tuple[int, int] | None]:
-    """States and sizes of the horizon's slots, and (landmark, slot) of the one landmark if it is seen."""
+    """States and sizes of the horizon's slots, and (landmark, slot) of the one landmark if it is clear."""
     empty = dataclasses.replace(clip, layout=(0,) * HORIZON_SLOTS)
     variants = [(0, empty)]
     for size, (state, name) in itertools.product(world.SIZES, enumerate(("", "", *world.LANDMARKS), 1)):
@@ -153,15 +155,26 @@ def _horizon_slots(
         variants.append((state, filled))
     top = min(0.84, clip.horizon + 0.37)
     found = _slots(plate, seen, variants, HORIZON_SLOTS, clip.horizon - 0.03, top)
-    sizes = tuple(variants[index][1].sizes[0] for _, index in found)
-    states = [state for state, _ in found]
-    marks = [
-        (state - LANDMARK, slot)
-        for slot, state in enumerate(states)
-        if state is not None and state >= LANDMARK
-    ]
-    cells = [None if state is None else min(state, LANDMARK) for state in states]
-    return cells, sizes, marks[0] if len(marks) == 1 else None
+    sizes = tuple(variants[slot.nearest][1].sizes[0] for slot in found)
+    cells = [None if slot.state is None else min(slot.state, LANDMARK) for slot in found]
+    states = torch.tensor([state for state, _ in variants])
+    landmark = _landmark(torch.stack([slot.costs for slot in found]), states, _enough(plate) * _APART**2)
+    if landmark:
+        cells[landmark[1]] = LANDMARK
+    return cells, sizes, landmark
+
+
+def _landmark(costs: Tensor, states: Tensor, clearly: float) -> tuple[int, int] | None:
+    """The landmark and its slot that explain all slots best, for a stage has exactly one.
+
+    `costs` (S, V) are what a variant leaves unexplained in a slot, `states` (V,) what it shows. None where it
+    explains less than `clearly` that nothing else would, or another landmark explains half as much.
+    """
+    least = torch.stack([costs[:, states == state].amin(1) for state in states.unique()], 1)
+    rather = least[:, LANDMARK:] - least[:, :LANDMARK].amin(1, keepdim=True)  # (S, landmarks)
+    lowest, slots = rather.min(0)
+    (best, second), (name, _) = lowest.topk(2, largest=False)
+    return (int(name), int(slots[name])) if best <= -clearly and second > best / 2 else None
 
 
 def _variants(clip: Clip, field: str, states: int) -> list[tuple[int, Clip]]:
@@ -171,13 +184,22 @@ def _variants(clip: Clip, field: str, states: int) -> list[tuple[int, Clip]]:
     return [(state, dataclasses.replace(clip, **change)) for state, change in enumerate(changes)]
 
 
+class _Slot(NamedTuple):
+    """A slot's state, None where it is not clear, the number of its nearest variant, and the costs (V,) of
+    all of them.
+    """
+
+    state: int | None
+    nearest: int
+    costs: Tensor
+
+
 def _slots(
     plate: Tensor, seen: Tensor, variants: list[tuple[int, Clip]], slots: int, low: float, high: float
-) -> list[tuple[int | None, int]]:
-    """For each slot between the heights `low` and `high`: its state or None, and the number of its nearest
-    variant.
+) -> list[_Slot]:
+    """What stands in each slot between the heights `low` and `high`.
 
-    A state is given when enough seen pixels tell it from every other state, and most of them speak for it.
+    A state is clear when enough seen pixels tell it from every other state, and most of them speak for it.
     """
     height, width = plate.shape[1:]
     renders = (render_stage([clip for _, clip in variants], height, width) + 1) * 127.5  # (V, 3, H, W)
@@ -185,8 +207,7 @@ def _slots(
     x = (torch.arange(width) + 0.5) / height - ASPECT / 2
     slot = ((x / SLOTS_WIDTH + 0.5) * slots).floor()
     states = torch.tensor([state for state, _ in variants])
-    enough = 14 * (height / 64) ** 2
-    found: list[tuple[int | None, int]] = []
+    found: list[_Slot] = []
     for number in range(slots):
         where = seen & ((slot == number) & (x.abs() < 0.7)) & ((y > low) & (y < high))[:, None]
         views = renders[:, :, where]  # (V, 3, n)
@@ -194,11 +215,16 @@ def _slots(
         best = int(costs.argmin())
         apart = _distance(views, views[best])  # (V, n)
         others = states != states[best]
-        telling = (apart > 25**2).sum(1)[others]
+        telling = (apart > _APART**2).sum(1)[others]
         lead = ((costs - costs[best]) / apart.sum(1).clamp_min(1))[others]
-        clear = bool(((telling >= enough) & (lead > 0.2)).all())
-        found.append((int(states[best]) if clear else None, best))
+        clear = bool(((telling >= _enough(plate)) & (lead > 0.2)).all())
+        found.append(_Slot(int(states[best]) if clear else None, best, costs))
     return found
+
+
+def _enough(plate: Tensor) -> float:
+    """How many pixels of a plate (3, H, W) decide something."""
+    return _ENOUGH * (plate.shape[1] / 64) ** 2
 
 
 def _distance(views: Tensor, plate: Tensor) -> Tensor:
