@@ -17,12 +17,17 @@ from bachvid.models.parts import Format
 from bachvid.sampling.sampler import read_sampler
 
 SOURCES = ("lockstep", "replay", "cache")
-SOLVERS = {  # of each family
-    "cogvideox": {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"},
+_DPM = "DPMSolverMultistepScheduler"
+SOLVERS: dict[str, dict[str, dict[str, Any]]] = {  # of each family, in the words of scheduler_config.json
+    "cogvideox": {
+        "ddim": {"_class_name": "CogVideoXDDIMScheduler"},
+        "dpm": {"_class_name": "CogVideoXDPMScheduler"},
+    },
     "wan": {
-        "unipc": "UniPCMultistepScheduler",
-        "dpm++": "DPMSolverMultistepScheduler",
-        "euler": "FlowMatchEulerDiscreteScheduler",
+        "unipc": {"_class_name": "UniPCMultistepScheduler"},
+        "dpm++": {"_class_name": _DPM, "algorithm_type": "dpmsolver++"},
+        "dpm++sde": {"_class_name": _DPM, "algorithm_type": "sde-dpmsolver++"},
+        "euler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     },
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -178,7 +183,7 @@ def _scheduler(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
             raise UsageError(
                 f"--solver {args.solver} does not fit a {checkpoint.family} model. Use {' or '.join(known)}."
             )
-        changes["_class_name"] = known[args.solver]
+        changes |= known[args.solver]
         changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if flow else {}
     if args.shift is not None:
         if not flow or args.shift <= 0:

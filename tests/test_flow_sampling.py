@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from diffusers import (
 from torch import Tensor
 
 from bachvid.sampling.flow_schedule import RULES, FlowSchedule, flow_schedule
-from bachvid.sampling.flow_step import dpm_flow_2m, flow_euler, unipc
+from bachvid.sampling.flow_step import dpm_flow_2m, dpm_flow_sde_2m, flow_euler, unipc
 from bachvid.sampling.loop import Row, denoise, start
 from bachvid.sampling.sampler import FLOW_WITHOUT_EFFECT, Sampler, read_sampler
 
@@ -31,6 +32,8 @@ CLASSES: dict[str, Any] = {
 }
 # The rule each solver is tried with where the class does not matter.
 NATIVE = {unipc: "diffusers", dpm_flow_2m: "original", flow_euler: "euler"}
+STOCHASTIC = {"algorithm_type": "sde-dpmsolver++"}  # of DPMSolverMultistepScheduler
+RULE_OF = {**NATIVE, dpm_flow_sde_2m: "original"}
 
 # scheduler/scheduler_config.json of Wan2.1-T2V-1.3B-Diffusers, as published.
 WAN = json.loads("""{
@@ -80,25 +83,29 @@ def predict_for(sampler: Sampler, dtype: torch.dtype = FP32) -> Callable[[Sequen
     return predict
 
 
-def theirs(scheduler: Any, latents: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+def theirs(
+    scheduler: Any, latents: Tensor, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[Tensor]:
     """The latents after every step of diffusers' own loop."""
+    takes = inspect.signature(scheduler.step).parameters  # as diffusers' pipelines ask
+    chance = {"generator": generator} if "generator" in takes else {}
     for t in scheduler.timesteps:
         prediction = velocity(latents, t.item(), dtype)
-        latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        latents = scheduler.step(prediction, t, latents, **chance, return_dict=False)[0]
         yield latents
 
 
 def assert_walks_are_equal(sampler: Sampler, scheduler: Any, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     """Ours and theirs from the same noise; the first dtype is that of the latents."""
     row = start(SHAPE, 7, dtypes[0])
-    drawn = row.generator.get_state()
-    walk = theirs(scheduler, row.latents, dtypes[1])
+    generator = row.generator.clone_state()
+    walk = theirs(scheduler, row.latents, dtypes[1], generator)
     for step in denoise(predict_for(sampler, dtypes[1]), [row], sampler):
         expected = next(walk)
         assert row.latents.dtype == expected.dtype
         assert torch.equal(row.latents, expected), f"step {step}"
     assert row.latents.isfinite().all()
-    assert torch.equal(row.generator.get_state(), drawn), "these solvers draw no noise"
+    assert torch.equal(row.generator.get_state(), generator.get_state()), "as much noise is drawn"
 
 
 # Schedules
@@ -195,6 +202,15 @@ def test_every_step_equals_diffusers(name: str, steps: int, dtypes: tuple[torch.
     assert_walks_are_equal(read_sampler(config, steps), scheduler_of(config, steps), dtypes)
 
 
+@pytest.mark.parametrize("dtypes", [(FP32, FP32), (FP32, BF16), (BF16, BF16)], ids=["fp32", "mixed", "bf16"])
+@pytest.mark.parametrize("steps", STEP_COUNTS)
+def test_every_stochastic_step_equals_diffusers(steps: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    config = config_of("DPMSolverMultistepScheduler", 3.0) | STOCHASTIC
+    sampler = read_sampler(config, steps)
+    assert sampler.step is dpm_flow_sde_2m
+    assert_walks_are_equal(sampler, scheduler_of(config, steps), dtypes)
+
+
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_shift_equals_diffusers(name: str, shift: float) -> None:
@@ -231,11 +247,11 @@ def test_dpm_from_pure_noise_is_finite() -> None:
         assert row.latents.isfinite().all()
 
 
-@pytest.mark.parametrize("solver", NATIVE)
+@pytest.mark.parametrize("solver", RULE_OF)
 @pytest.mark.parametrize("steps", [1, 8, 50])
 def test_a_perfect_model_is_sampled_exactly(solver: Callable, steps: int) -> None:
     clean = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    schedule = flow_schedule(steps, 3.0, NATIVE[solver])
+    schedule = flow_schedule(steps, 3.0, RULE_OF[solver])
 
     def know(rows: Sequence[Row], step: int) -> list[Tensor]:
         return [(rows[0].latents - clean) / schedule.sigmas[step]]
@@ -275,9 +291,9 @@ def error_for_gaussian_data(solver: Callable, steps: int) -> float:
     return (row.latents - truth).abs().item()
 
 
-@pytest.mark.parametrize("solver", NATIVE)
+@pytest.mark.parametrize("solver", RULE_OF)
 def test_rows_do_not_touch_each_other(solver: Callable) -> None:
-    sampler = Sampler(flow_schedule(8, 3.0, NATIVE[solver]), solver)
+    sampler = Sampler(flow_schedule(8, 3.0, RULE_OF[solver]), solver)
     together, alone = ([start(SHAPE, seed) for seed in (1, 2)] for _ in range(2))
     list(denoise(predict_for(sampler), together, sampler))
     for row in alone:
@@ -285,9 +301,9 @@ def test_rows_do_not_touch_each_other(solver: Callable) -> None:
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(together, alone, strict=True))
 
 
-@pytest.mark.parametrize("solver", NATIVE)
+@pytest.mark.parametrize("solver", RULE_OF)
 def test_a_stopped_walk_goes_on_where_it_stopped(solver: Callable) -> None:
-    sampler = Sampler(flow_schedule(8, 3.0, NATIVE[solver]), solver)
+    sampler = Sampler(flow_schedule(8, 3.0, RULE_OF[solver]), solver)
     whole, parts = start(SHAPE, 1), start(SHAPE, 1)
     list(denoise(predict_for(sampler), [whole], sampler))
     list(denoise(predict_for(sampler), [parts], sampler, steps=range(5)))
@@ -392,7 +408,7 @@ def test_settings_without_effect_have_none(name: str) -> None:
         ("UniPC", {"sigma_rule": "original-dpm++"}, "sigma_rule is .*'diffusers' or 'original' is built"),
         ("UniPC", {"clip_sample": True}, "clip_sample, unknown to UniPC.*Known: shift, flow_shift"),
         ("DPMSolver", {"solver_type": "heun"}, "solver_type is 'heun'"),
-        ("DPMSolver", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type is 'sde-dpmsolver\\+\\+'"),
+        ("DPMSolver", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type is 'sde-dpmsolver'.*'dpmsolver"),
         ("DPMSolver", {"sigma_rule": "karras"}, "sigma_rule is 'karras'"),
         ("FlowMatchEuler", {"stochastic_sampling": True}, "stochastic_sampling is True"),
         ("FlowMatchEuler", {"invert_sigmas": True}, "invert_sigmas is True"),

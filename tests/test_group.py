@@ -30,7 +30,7 @@ from bachvid.method.together import Pass, forward
 from bachvid.models.cogvideox import CogVideoX, CogVideoXConfig
 from bachvid.models.wan import Wan, WanConfig
 from bachvid.sampling.flow_schedule import flow_schedule
-from bachvid.sampling.flow_step import flow_euler, unipc
+from bachvid.sampling.flow_step import dpm_flow_sde_2m, flow_euler, unipc
 from bachvid.sampling.sampler import Sampler
 from bachvid.sampling.schedule import cogvideox_schedule
 from bachvid.sampling.step import Step, ddim, dpm_sde_2m
@@ -48,7 +48,7 @@ TOKENS = 3 * 3 * 5
 RECIPE = Recipe(4, "joint", (1, 2), 1, "joint", (2, 3), 1, (1, 3))
 SPANS = Spans(torch.tensor([0, 1, 2]), torch.tensor([3, 4]))
 SOLVERS: dict[str, Step] = {"ddim": ddim, "dpm": dpm_sde_2m}
-FLOW_SOLVERS: dict[str, Step] = {"unipc": unipc, "euler": flow_euler}
+FLOW_SOLVERS: dict[str, Step] = {"unipc": unipc, "euler": flow_euler, "sde": dpm_flow_sde_2m}
 
 
 @cache

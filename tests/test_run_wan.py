@@ -37,6 +37,13 @@ SCHEDULERS: dict[str, Any] = {
     "dpm++": DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
     ),
+    "dpm++sde": DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        num_train_timesteps=1000,
+        flow_shift=3.0,
+        algorithm_type="sde-dpmsolver++",
+    ),
     "euler": FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
 }
 
@@ -60,7 +67,13 @@ def actions(*texts: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("solver", "guidance", "size"),
-    [("unipc", 4.0, (48, 80)), ("unipc", 1.0, (80, 48)), ("dpm++", 4.0, (112, 32)), ("euler", 4.0, (48, 80))],
+    [
+        ("unipc", 4.0, (48, 80)),
+        ("unipc", 1.0, (80, 48)),
+        ("dpm++", 4.0, (112, 32)),
+        ("dpm++sde", 4.0, (80, 48)),
+        ("euler", 4.0, (48, 80)),
+    ],
 )
 def test_every_step_has_the_latents_of_diffusers(
     model: Path, tmp_path: Path, solver: str, guidance: float, size: tuple[int, int]
@@ -77,8 +90,8 @@ def test_every_step_has_the_latents_of_diffusers(
     pipeline(
         "a small kitchen a red fox &amp; a dog looks", negative_prompt="",
         width=size[0], height=size[1], num_frames=9, num_inference_steps=5, guidance_scale=guidance,
-        generator=torch.Generator("cpu").manual_seed(11), output_type="latent", max_sequence_length=TEXT,
-        callback_on_step_end=keep,
+        generator=torch.manual_seed(11),  # the global one: the pipeline lends its solver no other
+        output_type="latent", max_sequence_length=TEXT, callback_on_step_end=keep,
     )  # fmt: skip
     flags = ["--model", model, *actions("looks"), "--solver", solver, "--steps", 5, "--guidance", guidance]
     flags += ["--size", f"{size[0]}x{size[1]}", "--frames", 9, "--seed", 11]
@@ -167,7 +180,7 @@ def test_the_original_layout_holds_the_same_model(model: Path, original: Path) -
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--solver", "ddim"], "--solver ddim does not fit a wan model. Use unipc or dpm[+][+] or euler"),
+        (["--solver", "ddim"], "--solver ddim does not fit a wan model. Use unipc or .*sde or euler"),
         (["--shift", "0"], "--shift 0 does not fit a wan model"),
         (["--frames", "8", "--size", "48x32"], "--frames 8 does not fit: 4k [+] 1"),
         (["--size", "50x48"], "--size 50x48 does not fit: both must be multiples of 16"),

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from bachvid.sampling.flow_schedule import FlowSchedule
+from bachvid.sampling.step import noise
 
 
 class UniPCPast(NamedTuple):
@@ -67,6 +68,33 @@ def dpm_flow_2m(
         ratio = (schedule.half_log_snr(step) - schedule.half_log_snr(step - 1)) / h
         moved = moved - 0.5 * renew * (1 / ratio * (clean - past))
     return moved.to(clean.dtype), clean
+
+
+def dpm_flow_sde_2m(
+    latents: Tensor,
+    prediction: Tensor,
+    schedule: FlowSchedule,
+    step: int,
+    past: Tensor | None,
+    generator: Generator,
+) -> tuple[Tensor, Tensor]:
+    """The next latents, in the wider dtype of latents and prediction, by second-order SDE-DPM-Solver++.
+
+    `dpm_flow_2m` with fresh noise for what each step forgets. Lu et al., arXiv 2211.01095, appendix; agrees
+    with DPMSolverMultistepScheduler (sde-dpmsolver++, midpoint). The last step ends at clean latents.
+    """
+    sigma, sigma_next = schedule.sigmas[step], schedule.sigmas[step + 1]
+    clean = latents - sigma * prediction
+
+    h = schedule.half_log_snr(step + 1) - schedule.half_log_snr(step)
+    renewed = 1 - (-2 * h).exp()
+    renew = (1 - sigma_next) * renewed
+    moved = (sigma_next / sigma * (-h).exp()) * latents.float() + renew * clean
+    if past is not None and step + 1 < schedule.steps:
+        ratio = (schedule.half_log_snr(step) - schedule.half_log_snr(step - 1)) / h
+        moved = moved + 0.5 * renew * (1 / ratio * (clean - past))
+    fresh = noise(latents.shape, generator, torch.float32, latents.device)
+    return (moved + sigma_next * renewed.sqrt() * fresh).to(clean.dtype), clean
 
 
 def flow_euler(

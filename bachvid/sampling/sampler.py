@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from bachvid.sampling.flow_schedule import RULES, flow_schedule
-from bachvid.sampling.flow_step import dpm_flow_2m, flow_euler, unipc
+from bachvid.sampling.flow_step import dpm_flow_2m, dpm_flow_sde_2m, flow_euler, unipc
 from bachvid.sampling.schedule import Schedule, cogvideox_schedule
 from bachvid.sampling.step import Step, ddim, dpm_sde_2m
 
@@ -48,7 +48,8 @@ def read_sampler(config: Mapping[str, Any], steps: int) -> Sampler:
                 f"{key} is {value!r} in scheduler_config.json, but only {choice} is built for {name}."
             )
     arguments = {ours: settings[theirs] for theirs, ours in solver.arguments.items() if theirs in settings}
-    return Sampler(solver.schedule(steps, **arguments), solver.step)
+    step = solver.other_steps.get(settings.get("algorithm_type", ""), solver.step)
+    return Sampler(solver.schedule(steps, **arguments), step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,7 @@ class Solver:
     arguments: Mapping[str, str]  # settings that the schedule takes: diffusers' name -> ours
     limited: Mapping[str, tuple[Any, ...]]  # name -> (diffusers' default, the values built here...)
     without_effect: tuple[str, ...]  # settings that diffusers stores but never reads with these solvers
+    other_steps: Mapping[str, Step] = field(default_factory=dict)  # by the algorithm_type that asks for them
 
 
 # CogVideoX's two classes have the same settings, and all its checkpoints share the limited ones.
@@ -122,7 +124,7 @@ DPM_LIMITED = {
     **MULTISTEP_LIMITED,
     "sigma_rule": ("original", *RULES),
     "solver_type": ("midpoint", "midpoint", "bh1", "bh2", "logrho"),  # UniPC's names mean midpoint
-    "algorithm_type": ("dpmsolver++", "dpmsolver++"),
+    "algorithm_type": ("dpmsolver++", "dpmsolver++", "sde-dpmsolver++"),
     "use_lu_lambdas": (False, False),
 }
 EULER_LIMITED = {
@@ -169,6 +171,7 @@ SOLVERS: dict[str, Solver] = {
         arguments=MULTISTEP_ARGUMENTS,
         limited=DPM_LIMITED,
         without_effect=(*FLOW_WITHOUT_EFFECT, *UNIPC_LIMITED, *EULER_LIMITED),
+        other_steps={"sde-dpmsolver++": dpm_flow_sde_2m},
     ),
     "FlowMatchEulerDiscreteScheduler": Solver(
         step=flow_euler,
