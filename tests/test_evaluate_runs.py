@@ -17,7 +17,7 @@ from small_stage import small_model
 from bachvid.errors import UsageError
 from bachvid.evaluate.cost import Meter, paper_cache_gb
 from bachvid.evaluate.metrics import TOKEN
-from bachvid.evaluate.plans import OPTIONS, PLANS, Ranking, Subject
+from bachvid.evaluate.plans import OPTIONS, PLANS, Ranking, Subject, windows
 from bachvid.evaluate.quality import borrowed
 from bachvid.evaluate.runs import Method, draw_layers, mislead, oracle, shuffled, tell_truth
 from bachvid.evaluate.stage import Scene, read
@@ -292,11 +292,19 @@ def test_an_option_changes_one_thing(base: Recipe) -> None:
         ]
         assert changed == [field] and str(getattr(recipe, field)) == value
     changed = {name.partition("=")[0] for name in found}
-    assert changed == set(OPTIONS)
+    assert changed == {*OPTIONS, "inject_steps"}
     runs = {run.name: run for run in PLANS["options"].runs(about)}
     assert all(runs[name].against == own for name in found)
     starts = {run.make.start for run in runs.values() if isinstance(run.make, Method) and run.name in found}
     assert starts == {own.removeprefix("ours_")}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 20, 50])
+def test_windows_of_injection_fit_the_schedule(steps: int) -> None:
+    every, *found = windows(steps)
+    assert every is None and len(set(found)) == len(found) and found
+    assert all(0 <= first <= last < steps for first, last in found)
+    assert windows(20) == [None, (0, 6), (0, 12), (7, 19)]
 
 
 def test_the_controls_take_one_part_away_each() -> None:

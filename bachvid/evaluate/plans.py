@@ -39,6 +39,7 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {  # what the paper leaves open: a fiel
     "refresh": (False, True),
     "branches": ("cond", "both"),
 }
+WINDOWS = ((0, 1 / 3), (0, 2 / 3), (1 / 3, 1))  # one more: `inject_steps`, from and to which share of them
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def options(subject: Subject) -> list[Run]:
     other: Start = "own" if own.shared_noise else "shared"
     base = f"ours_{start}"
     runs = []
-    for name, values in OPTIONS.items():
+    for name, values in [*OPTIONS.items(), ("inject_steps", windows(own.steps))]:
         known = getattr(own, name)
         for value in values:
             if value != known and (name, own.mask_kind) != ("mask_softmax", "cross"):  # all keys are text
@@ -167,6 +168,12 @@ def options(subject: Subject) -> list[Run]:
         *runs,
         replace(by_name[f"ours_{other}"], name=f"noise={other}", against=base),
     ]
+
+
+def windows(steps: int) -> list[tuple[int, int] | None]:
+    """First and last step of `WINDOWS` in a schedule, and None for all of it."""
+    bounds = [(round(first * steps), round(last * steps) - 1) for first, last in WINDOWS]
+    return [None, *dict.fromkeys(window for window in bounds if window[0] <= window[1])]
 
 
 @dataclass(frozen=True)
