@@ -15,7 +15,6 @@ from bachvid.models.cogvideox_vae import CogVideoXVAE, CogVideoXVAEConfig
 from bachvid.models.cogvideox_vae_layers import Resnet
 from bachvid.models.sat import SCHEDULER as COGVIDEOX_SCHEDULER
 from bachvid.models.wan import Block, Wan, WanConfig
-from bachvid.models.wan_original import SCHEDULER as WAN_SCHEDULER
 from bachvid.models.wan_vae import WanVAE, WanVAEConfig
 from bachvid.models.wan_vae_layers import Residual
 from bachvid.sampling.flow_schedule import shifted
@@ -67,7 +66,10 @@ class CogVideoXFamily(Family):
     """v-prediction on the noise levels of the 5B models."""
 
     pipeline = "CogVideoXPipeline"
-    scheduler = COGVIDEOX_SCHEDULER
+    scheduler: ClassVar[Mapping[str, Any]] = {
+        **COGVIDEOX_SCHEDULER,
+        "_class_name": "CogVideoXDPMScheduler",  # its fresh noise mends what a small model gets wrong
+    }
     channels = 2
     reads_text = "joint"
 
@@ -105,8 +107,15 @@ class WanFamily(Family):
 
     pipeline = "WanPipeline"
     scheduler: ClassVar[Mapping[str, Any]] = {
-        **{name: value for name, value in WAN_SCHEDULER.items() if name != "sigma_rule"},
+        "_class_name": "DPMSolverMultistepScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
         "flow_shift": 3.0,
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "algorithm_type": "sde-dpmsolver++",  # as above
+        "final_sigmas_type": "zero",
     }
     channels = 1
     reads_text = "cross"
