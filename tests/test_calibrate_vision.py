@@ -162,6 +162,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_config={**sizes, "image_size": 32, "patch_size": 8, "projection_dim": 12},
         projection_dim=12,
     )
+    torch.manual_seed(0)  # `randomised` leaves the class embedding as it was made
     return saved(randomised(CLIPModel(config)), tmp_path_factory, "clip")
 
 
@@ -781,7 +782,7 @@ def test_a_video_is_rated_by_all_its_frames(tmp_path: Path, clip: Path) -> None:
     layer = torch.load(head, weights_only=True)
     expected = F.linear(features / features.norm(dim=1, keepdim=True), layer["weight"], layer["bias"])
     assert Aesthetic(head, str(clip))(frames) == pytest.approx(expected.mean().item(), abs=1e-5)
-    assert expected.std() > 1e-3, "one frame does not stand for all"
+    assert len({round(value, 4) for value in expected[:, 0].tolist()}) == 10, "a test that sees"
 
 
 def test_a_head_for_another_clip_is_told(tmp_path: Path, clip: Path) -> None:

@@ -180,7 +180,10 @@ def test_the_original_layout_holds_the_same_model(model: Path, original: Path) -
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--solver", "ddim"], "--solver ddim does not fit a wan model. Use unipc or .*sde or euler"),
+        (
+            ["--solver", "ddim"],
+            "--solver ddim does not fit a wan model. Use unipc or dpm[+][+] or dpm[+][+]sde or euler",
+        ),
         (["--shift", "0"], "--shift 0 does not fit a wan model"),
         (["--frames", "8", "--size", "48x32"], "--frames 8 does not fit: 4k [+] 1"),
         (["--size", "50x48"], "--size 50x48 does not fit: both must be multiples of 16"),

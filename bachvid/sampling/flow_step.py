@@ -62,11 +62,9 @@ def dpm_flow_2m(
     clean = latents - sigma * prediction
 
     h = schedule.half_log_snr(step + 1) - schedule.half_log_snr(step)
-    renew = (1 - sigma_next) * ((-h).exp() - 1)  # not expm1, which rounds differently
-    moved = sigma_next / sigma * latents.float() - renew * clean
-    if past is not None and step + 1 < schedule.steps:
-        ratio = (schedule.half_log_snr(step) - schedule.half_log_snr(step - 1)) / h
-        moved = moved - 0.5 * renew * (1 / ratio * (clean - past))
+    renew = (1 - sigma_next) * (1 - (-h).exp())  # not expm1, which rounds differently
+    moved = sigma_next / sigma * latents.float() + renew * clean
+    moved = moved + renew * _bend(schedule, step, h, clean, past)
     return moved.to(clean.dtype), clean
 
 
@@ -90,9 +88,7 @@ def dpm_flow_sde_2m(
     renewed = 1 - (-2 * h).exp()
     renew = (1 - sigma_next) * renewed
     moved = (sigma_next / sigma * (-h).exp()) * latents.float() + renew * clean
-    if past is not None and step + 1 < schedule.steps:
-        ratio = (schedule.half_log_snr(step) - schedule.half_log_snr(step - 1)) / h
-        moved = moved + 0.5 * renew * (1 / ratio * (clean - past))
+    moved = moved + renew * _bend(schedule, step, h, clean, past)
     fresh = noise(latents.shape, generator, torch.float32, latents.device)
     return (moved + sigma_next * renewed.sqrt() * fresh).to(clean.dtype), clean
 
@@ -141,6 +137,13 @@ def _leg(schedule: FlowSchedule, step: int) -> tuple[Tensor, Tensor, Tensor]:
     sigma, sigma_next = schedule.sigmas[step], schedule.sigmas[step + 1]
     h = schedule.half_log_snr(step + 1) - schedule.half_log_snr(step)
     return h, sigma_next / sigma, (1 - sigma_next) * torch.expm1(-h)
+
+
+def _bend(schedule: FlowSchedule, step: int, h: Tensor, clean: Tensor, past: Tensor | None) -> Tensor | float:
+    """What the second order adds to DPM-Solver++'s clean estimate; 0 without a past and in the last step."""
+    if past is None or step + 1 == schedule.steps:
+        return 0.0
+    return 0.5 * (1 / _ratio(schedule, step, h) * (past - clean))
 
 
 def _ratio(schedule: FlowSchedule, step: int, h: Tensor) -> Tensor:
