@@ -156,3 +156,13 @@ def test_the_silhouette_is_the_largest_part_corners_included() -> None:
 def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="clip"):
         read(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_whole_picture_tells_what_a_track_leaves_open(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    clips = [dataclasses.replace(sample_clip(rng), verb=verb, where="right", heading=1) for _ in range(3)]
+    told = [read(to_frames(video)).action for video in render(clips, clip_phases(3, 5), 64, 96).video]
+    monkeypatch.setattr("bachvid.stage.silhouette._verb", lambda track: None)
+    assert [read(to_frames(video)).action for video in render(clips, clip_phases(3, 5), 64, 96).video] == told
+    assert {action.verb for action in told} == {verb}

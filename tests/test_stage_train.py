@@ -24,16 +24,16 @@ from bachvid.stage import training
 from bachvid.stage.arithmetic import EXACT, Arithmetic, attend_in_products
 from bachvid.stage.captions import caption, corpus
 from bachvid.stage.export import best_half, export, load_frozen, the_tokenizer
-from bachvid.stage.family import COGVIDEOX, WAN, add_noise, family_of
+from bachvid.stage.family import COGVIDEOX, WAN, Lesson, add_noise, family_of
 from bachvid.stage.inherit import inherit, rotary_order
 from bachvid.stage.muon import Muon, orthogonal
 from bachvid.stage.recipes import RECIPES, Recipe
 from bachvid.stage.restore import restore
 from bachvid.stage.sight import sight
 from bachvid.stage.train import PARTS, make_task
-from bachvid.stage.train_dit import Diet, leaders, levels
+from bachvid.stage.train_dit import Diet, DiTTask, leaders, levels
 from bachvid.stage.training import Budget, Pace, Task, Team, Work, train
-from bachvid.stage.watch import auc, caption_spans, token_masks
+from bachvid.stage.watch import auc, caption_spans, sides_told, token_masks
 from bachvid.stage.world import sample_clip
 
 CPU = torch.device("cpu")
@@ -331,6 +331,38 @@ def test_one_frame_leads_some_clips_and_no_picture() -> None:
     assert leads.sum(0).tolist() == pytest.approx([400] * 5, abs=100)  # any frame as often
     assert leaders(10, 5, 1.0, generator).any(1).all()
     assert not leaders(10, 1, 1.0, generator).any()
+
+
+@pytest.mark.parametrize("walks", [0.0, 0.5, 1.0])
+def test_as_many_clips_as_asked_are_drawn_for_their_walk_and_no_picture(
+    model: str, trained: Path, tmp_path: Path, walks: float
+) -> None:
+    for part in ("vae", "text"):
+        (tmp_path / f"{part}.pt").write_bytes((trained / f"{part}.pt").read_bytes())
+    recipe = replace(toy(model), dit=replace(toy(model).dit, walks=walks))
+    task = make_task("dit", recipe, Work(tmp_path), 0, Team(), CPU)
+    assert isinstance(task, DiTTask)
+    rng = random.Random(0)
+    shares = {}
+    for kind, pool in task.pools.items():
+        drawn = [pool.clip(task._entry(pool, 500, rng)).verb for _ in range(400)]
+        shares[kind] = drawn.count("walks") / len(drawn)
+    assert shares["images"] == pytest.approx(1 / 8, abs=0.05)
+    assert shares["clips"] == pytest.approx(walks + (1 - walks) / 8, abs=0.06)
+
+
+def test_a_model_that_heeds_the_side_tells_walks_from_their_mirror_images() -> None:
+    class Echo(nn.Module):
+        def forward(self, noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
+            return text.mean((1, 2)).view(-1, 1, 1, 1, 1).expand_as(noisy)
+
+    answer = torch.ones(4, 2, 3, 4, 4)
+    shown = Lesson(torch.zeros_like(answer), torch.zeros(4), answer)
+    right, wrong = torch.ones(4, 5, 6), torch.zeros(4, 5, 6)
+    mixed = torch.cat([right[:3], wrong[:1]])
+    assert sides_told(Echo(), shown, right, wrong) == 1.0
+    assert sides_told(Echo(), shown, wrong, right) == 0.0
+    assert sides_told(Echo(), shown, mixed, torch.cat([wrong[:3], right[:1]])) == 0.75
 
 
 def test_attention_in_products_is_attention() -> None:

@@ -26,14 +26,15 @@ from bachvid.stage.fitting import View, distance, look, picture_of, settle, shar
 from bachvid.stage.palette import BADGE, BODIES, CLOTHES, RGB
 from bachvid.stage.render import clip_phases, render_pose
 from bachvid.stage.shapes import extent
-from bachvid.stage.silhouette import STILL, Action, Track
+from bachvid.stage.silhouette import STILL, Action, Track, action_towards
 from bachvid.stage.world import Clip
 
 _ANY: RGB = (190.0, 100.0, 110.0)  # a warm colour amid all others, for a material that is hardly seen
-_BUILT = ("verb", "kind", "accessory", "build", "legs")  # what makes the silhouette
+_BUILT = ("kind", "accessory", "build", "legs")  # what makes the silhouette, beside a waving arm
 _EVIDENCE = 4000.0  # squared distance between two answers, all pixels together, that outweighs chance
 _LEAD = 0.1  # of that distance, by which the nearer answer must be nearer
 _NEARER = 0.8  # of the distance to another word's colour, within which a word's colour must be
+_MAY_BE = {STILL: ("stands", "waves"), None: world.VERBS}  # where a track leaves the verb open
 _BLURS = (0.0, 0.5, 0.9, 1.3)  # of a picture 64 high, in pixels
 _PROMISING = 4  # puppets of the rough look that are fitted closely
 _ROUNDS = 4  # of holding the best against its neighbours; two or three are enough
@@ -42,13 +43,13 @@ _FEW = 3.0  # pixels at a picture 64 high: fewer decide nothing
 
 @dataclass(frozen=True)
 class PuppetReading:
-    """What the puppet looks like, None where the pixels do not say.
+    """What the puppet looks like and does, None where the pixels do not say.
 
     `clip` is the nearest puppet the world can show, with a best guess everywhere; `uv` (F, H, W, 2) are body
     coordinates by the poses in which it fits, `known` (F, H, W) where it covers the picture.
     """
 
-    verb: str | None
+    action: Action
     kind: str | None
     accessory: str | None
     build: str | None
@@ -73,13 +74,15 @@ def read_puppet(
     clip, spots, built, view = _nearest_puppet(view, track, _guesses(stage, action))
     clip, _ = _details(view, clip, spots)
     whole = look(video, mask, plate)._replace(blur=view.blur)
+    if action.verb in _MAY_BE:
+        clip, action = _acting(whole, clip, spots[0], action)
     spots = _follow(whole, clip, spots[0], track)
     clip, details = _details(whole, clip, spots)
     if built["accessory"] is None:
         details["accessory_colour"] = None
     clip = _at_home(clip, spots[0])
     shown = render_pose([clip], _stand([clip], spots[None]), plate[None] / 127.5 - 1)
-    return PuppetReading(**built, **details, clip=clip, uv=shown.uv[0], known=shown.mask[0])
+    return PuppetReading(action, **built, **details, clip=clip, uv=shown.uv[0], known=shown.mask[0])
 
 
 def _guesses(stage: Clip, action: Action) -> list[Clip]:
@@ -92,7 +95,7 @@ def _guesses(stage: Clip, action: Action) -> list[Clip]:
         belly=world.BELLIES[0],
         puppet_tint=(0.0, 0.0, 0.0),
     )
-    verbs = ("stands", "waves") if action.verb == STILL else (action.verb or "stands",)
+    verbs = _MAY_BE[STILL] if action.verb in _MAY_BE else (action.verb,)
     choices = itertools.product(verbs, world.KINDS, world.ACCESSORIES, world.BUILDS, world.LEGS)
     return [
         dataclasses.replace(plain, verb=verb, kind=kind, accessory=accessory, build=build, legs=legs)
@@ -157,7 +160,7 @@ def _closely(view: View, clips: list[Clip], spots: Tensor) -> _Fit:
 def _neighbours(clip: Clip, guesses: list[Clip]) -> list[Clip]:
     """The puppets among the guesses' that differ from the clip in one thing of its build."""
     found = []
-    for name in _BUILT:
+    for name in ("verb", *_BUILT):
         answers = sorted({getattr(guess, name) for guess in guesses} - {getattr(clip, name)})
         changes: list[dict[str, Any]] = [{name: answer} for answer in answers]
         found += [dataclasses.replace(clip, **change) for change in changes]
@@ -304,20 +307,38 @@ def _details(view: View, clip: Clip, spots: Tensor) -> tuple[Clip, dict[str, Any
     return dressed.clips[0], clear
 
 
+def _acting(view: View, clip: Clip, first: Tensor, track: Action) -> tuple[Clip, Action]:
+    """The clip doing what the whole view looks most like, from its spot (4,) in the first frame, and the
+    action as far as it is clear, of those that the track leaves open.
+    """
+    ways = itertools.product(_MAY_BE[track.verb], (-1, 1))
+    tries = [dataclasses.replace(clip, verb=verb, heading=heading) for verb, heading in ways]
+    acted = torch.cat([_acted(each, first, len(view.pictures)) for each in tries])
+    shown = _show(view, tries, acted)
+    best = tries[int(distance(shown, view.pictures).sum((1, 2, 3)).argmin())]
+    verb = _if_clear(view, [each.verb for each in tries], shown)
+    return best, action_towards(verb, track.where, best.heading)
+
+
+def _acted(clip: Clip, first: Tensor, frames: int) -> Tensor:
+    """The spots (1, F, 4) of the action that the clip begins at a spot (4,)."""
+    phases = clip_phases(1, frames)
+    now = pose([clip], phases)
+    x, y, scale, _ = first
+    size = scale.expand_as(phases)
+    return torch.stack([x + now.x - now.x[:, :1], y + now.y - now.y[:, :1], size, phases], -1)
+
+
 def _follow(view: View, clip: Clip, first: Tensor, track: Track) -> Tensor:
     """The puppet's spots (F, 4) in every frame, from its spot (4,) in the first.
 
     Each frame starts at the moment of the action that its number says, where the action or where the track
     has the feet then, whichever looks more like it; place and moment are moved until the pictures agree.
     """
-    frames = len(view.pictures)
-    phases = clip_phases(1, frames)[0]
-    now = pose([clip], phases[None])
-    x, y, scale, _ = first
-    size = scale.expand(frames)
-    acted = torch.stack([x + now.x[0] - now.x[0, 0], y + now.y[0] - now.y[0, 0], size, phases], -1)
-    feet, bottom = track.feet - track.feet[0], track.bottom - track.bottom[0]
-    tracked = torch.stack([x + feet, y + bottom, size, phases], -1)
+    acted = _acted(clip, first, len(view.pictures))[0]
+    tracked = acted.clone()
+    tracked[:, 0] = first[0] + track.feet - track.feet[0]
+    tracked[:, 1] = first[1] + track.bottom - track.bottom[0]
     starts = torch.stack([acted, tracked])  # (2, F, 4)
     costs = distance(_show(view, [clip], starts), view.pictures).sum((2, 3))  # (2, F)
     start = torch.where((costs[0] <= costs[1])[:, None], acted, tracked)

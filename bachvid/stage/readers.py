@@ -23,7 +23,7 @@ from bachvid.stage.body import dyes
 from bachvid.stage.palette import CURTAIN, CURTAIN_FOLD, mix
 from bachvid.stage.read_puppet import read_puppet
 from bachvid.stage.read_stage import read_stage
-from bachvid.stage.silhouette import STILL, Action, action_of, follow, silhouette
+from bachvid.stage.silhouette import Action, action_of, follow, silhouette
 from bachvid.stage.world import ASPECT, BADGE_CELLS, Clip
 
 _OFF = 40.0  # RGB distance of 255 from every colour of the world; a clip's own tint takes up to 17
@@ -105,8 +105,7 @@ def _read(video: Tensor) -> Reading:
     )
     if track is None:
         return found
-    action = action_of(track)
-    puppet = read_puppet(video, mask, track, action, stage.clip, stage.plate)
+    puppet = read_puppet(video, mask, track, action_of(track), stage.clip, stage.plate)
     mask = _sharpened(mask, puppet.known)
     return dataclasses.replace(
         found,
@@ -116,7 +115,7 @@ def _read(video: Tensor) -> Reading:
         stated=stated | {name: getattr(puppet, name) for name in _STATED_PUPPET},
         hidden={name: getattr(puppet, name) for name in _HIDDEN_PUPPET},
         badge=puppet.badge,
-        action=action._replace(verb=puppet.verb) if action.verb == STILL else action,
+        action=puppet.action,
         clip=puppet.clip,
     )
 

@@ -86,16 +86,17 @@ def follow(mask: Tensor) -> Track | None:
 def action_of(track: Track) -> Action:
     """The action a track shows; what lies between two readings stays None."""
     verb = _verb(track)
-    travel = float(track.feet[-1] - track.feet[0])
+    turn = track.feet - track.feet[0] if verb in ("walks", "leaps") else track.head - track.feet
+    turn = turn - turn[0]
+    heading = 1 if float(turn[turn.abs().argmax()]) > 0 else -1
+    return action_towards(verb, _location(float(track.feet.median())), heading)
+
+
+def action_towards(verb: str | None, where: str | None, heading: int) -> Action:
+    """The action of a verb at the side `where`, to the side `heading`, without what the verb has not."""
     if verb in ("walks", "leaps"):
-        heading = 1 if travel > 0 else -1
-        return Action(verb, ("left" if heading < 0 else "right") if verb == "walks" else None, heading)
-    where = _location(float(track.feet.median()))
-    if verb == "bows":
-        tilt = track.head - track.feet
-        tilt = tilt - tilt[0]
-        return Action(verb, where, 1 if float(tilt[tilt.abs().argmax()]) > 0 else -1)
-    return Action(verb, where, None)
+        where = None if verb == "leaps" else "left" if heading < 0 else "right"
+    return Action(verb, where, heading if verb in ("walks", "leaps", "bows") else None)
 
 
 def _verb(track: Track) -> str | None:

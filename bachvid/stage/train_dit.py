@@ -31,9 +31,11 @@ from bachvid.stage.muon import Muon
 from bachvid.stage.render import clip_phases, render
 from bachvid.stage.sight import sight
 from bachvid.stage.training import PACE, Pace, Team
-from bachvid.stage.watch import attention_finds_puppet, caption_spans
-from bachvid.stage.world import Clip, sample_clip
+from bachvid.stage.watch import attention_finds_puppet, caption_spans, sides_told
+from bachvid.stage.world import Clip, sample_clip, walking
 from bachvid.story import find_model
+
+_DRAWS = 32  # of clips among which a walk is looked for: one in eight walks
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class DiTRecipe:
     focus: float = 4.0  # how much more an error in the puppet weighs
     settled: float = 0.85  # share of the noise below which it does: above, nobody knows yet where it will be
     led: float = 0.5  # share of the clips of which one frame is shown clearer, for the others to follow
+    walks: float = 0.0  # share of the clips drawn for their walk, which alone tells one way from the other
     lean: float = 0.6  # below 1, noisier lessons are the more frequent ones: there forms arise
     begins_as: str | None = None  # the model under weights/ whose blocks it takes over
     caption_dropout: float = 0.1
@@ -183,7 +186,7 @@ class DiTTask:
         return (seen.square() * weight).mean(), {kind: error.square().mean().item()}
 
     def inspect(self, model: Any) -> dict[str, Any]:
-        """Loss on held-out clips in four ranges of noise, and how attention to words finds the puppet."""
+        """Loss on held-out clips in four ranges of noise, and how well the model follows its words."""
         rng, generator = random.Random(0), torch.Generator().manual_seed(0)
         clips = [sample_clip(rng, held_out=True) for _ in range(8)]
         phases = clip_phases(len(clips), self.recipe.clips.frames)
@@ -200,7 +203,25 @@ class DiTTask:
         shown = self.family.lesson(latents, noise, torch.full((len(clips),), 0.7, device=self.device))
         spans = [caption_spans(each, self.frozen.text.tokenizer) for each in captions]
         sites = [site for site in model.sites if site.kind == self.family.reads_text]
-        return {**found, **attention_finds_puppet(model, sites, shown, text, spans, pictures.mask.float())}
+        attention = attention_finds_puppet(model, sites, shown, text, spans, pictures.mask.float())
+        return {**found, **attention, "sides": self._sides(model, clips)}
+
+    def _sides(self, model: Any, clips: Sequence[Clip]) -> float:
+        """How often walks are told from their mirror images where noise leaves little but their words."""
+        sides = ("left", "right") * (len(clips) // 2)
+        walks, mirrored = (
+            [walking(clip, side) for clip, side in zip(clips, where, strict=True)]
+            for where in (sides, sides[::-1])
+        )
+        phases = clip_phases(len(walks), self.recipe.clips.frames)
+        pictures = render(walks, phases, self.recipe.height, self.recipe.width, self.device)
+        latents = self.frozen.vae.to_latents(pictures.video)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+        shown = self.family.lesson(latents, noise, torch.full((len(walks),), 0.95, device=self.device))
+        told, untold = (
+            self.frozen.text.encode(*(caption(clip).prompt() for clip in each)) for each in (walks, mirrored)
+        )
+        return sides_told(model, shown, told, untold)
 
     def _kind(self, step: int, progress: float) -> str:
         lot = random.Random(f"{self.seed} {step} kind").random()  # not by process: they wait for each other
@@ -211,7 +232,7 @@ class DiTTask:
         size = diet.first + self.counts[kind] * diet.fresh
         self.counts[kind] += 1
         pool.grow(size)
-        entries = [rng.randrange(size) for _ in range(diet.batch)]
+        entries = [self._entry(pool, size, rng) for _ in range(diet.batch)]
         captions = [caption(pool.clip(entry), rng) for entry in entries]
         prompts = [each.prompt(character_first=rng.random() < 0.5) for each in captions]
         text = self.frozen.text.encode(*prompts)  # B L C
@@ -219,6 +240,12 @@ class DiTTask:
         text[torch.tensor(dropped, device=text.device)] = self.empty
         latents, mask = (part.to(self.device) for part in pool.draw(entries))
         return latents, mask, text
+
+    def _entry(self, pool: Pool, size: int, rng: random.Random) -> int:
+        """One of the first `size` entries; a walk when the lot says so, as far as a few draws find one."""
+        wanted = pool.frames > 1 and rng.random() < self.recipe.walks
+        draws = [rng.randrange(size) for _ in range(_DRAWS if wanted else 1)]
+        return next((entry for entry in draws if pool.clip(entry).verb == "walks"), draws[-1])
 
 
 def levels(count: int, lean: float, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,6 @@
-"""Whether a denoiser in training looks where it should: attention to the words against the true puppet."""
+"""Whether a denoiser in training follows its words: attention to them against the true puppet, and walks
+told from their mirror images.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,19 @@ def attention_finds_puppet(
         mask = foreground(scores)
         ious.append(((mask & truth[i]).sum() / (mask | truth[i]).sum().clamp(min=1)).item())
     return {"auc": round(sum(aucs) / len(aucs), 4), "iou": round(sum(ious) / len(ious), 4)}
+
+
+def sides_told(model: AnyDiT, shown: Lesson, text: Tensor, mirrored: Tensor) -> float:
+    """Share of the walks that their captions (B, L, C) explain better than the `mirrored` ones do.
+
+    Chance is 0.5. A model may follow all other words for hours before it learns which way a walk goes, and
+    no loss tells.
+    """
+    own, other = (
+        (model(shown.noisy, shown.t, words) - shown.answer).square().flatten(1).mean(1)
+        for words in (text, mirrored)
+    )
+    return round((own < other).float().mean().item(), 4)
 
 
 def caption_spans(parts: Caption, tokenizer: Tokenizer) -> Spans:

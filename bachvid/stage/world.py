@@ -25,6 +25,7 @@ LOCATED_VERBS = ("stands", "jumps", "waves", "crouches")
 MOVING_VERBS = ("walks", "leaps", "spins", "bows")
 VERBS = LOCATED_VERBS + MOVING_VERBS
 LOCATIONS = ("left", "middle", "right")
+_HEADINGS = {"left": -1, "right": 1}  # of a walk
 
 BUILDS = ("slim", "plump")
 LEGS = ("short", "long")
@@ -133,6 +134,11 @@ def sample_group(rng: random.Random, prompts: int, held_out: bool = True) -> lis
     return [_dress(rng, combination, verb, where or rng.choice(LOCATIONS)) for verb, where in chosen]
 
 
+def walking(clip: Clip, where: str) -> Clip:
+    """The clip as a walk to the left or to the right."""
+    return dataclasses.replace(clip, verb="walks", where=where, heading=_HEADINGS[where])
+
+
 def share_hidden(group: list[Clip]) -> list[Clip]:
     """The group with the hidden attributes of its first clip: what perfect consistency looks like."""
     kept = {name: getattr(group[0], name) for name in HIDDEN_STAGE + HIDDEN_PUPPET}
@@ -156,7 +162,7 @@ def _sample_combination(rng: random.Random, held_out: bool) -> Combination:
 
 def _sample_action(rng: random.Random) -> tuple[str, str]:
     verb = rng.choice(VERBS)
-    return verb, rng.choice(("left", "right") if verb == "walks" else LOCATIONS)
+    return verb, rng.choice(tuple(_HEADINGS) if verb == "walks" else LOCATIONS)
 
 
 def _dress(rng: random.Random, combination: Combination, verb: str, where: str) -> Clip:
@@ -167,7 +173,7 @@ def _dress(rng: random.Random, combination: Combination, verb: str, where: str) 
     sky_slots = [rng.randrange(2) for _ in range(SKY_SLOTS)]
     if rng.random() < 0.75:
         sky_slots[rng.randrange(SKY_SLOTS)] = 2
-    heading = {"left": -1, "right": 1}[where] if verb == "walks" else rng.choice((-1, 1))
+    heading = _HEADINGS[where] if verb == "walks" else rng.choice((-1, 1))
     return Clip(
         **combination._asdict(),
         verb=verb,
