@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bachvid.stage.actions import Pose
+from bachvid.stage.actions import Pose, pose
 from bachvid.stage.body import MATERIALS, side_by_side
 from bachvid.stage.painting import paint_puppets
 from bachvid.stage.world import ASPECT, Clip
 
 FAR = 60.0  # RGB distance of 255 beyond which a pixel is simply something else
+_EVIDENCE = 4000.0  # squared distance between two answers, all pixels together, that outweighs chance
+_LEAD = 0.1  # of that distance, by which the nearer answer must be nearer
 _MARGIN = 3  # pixels kept round a silhouette
 _RIDGE = 2000.0  # squared grey levels that a parameter must explain per step before it moves
 
@@ -73,11 +76,21 @@ def _centred(first: Tensor, last: Tensor, size: int, limit: int) -> Tensor:
     return start[:, None] + torch.arange(size)
 
 
-def picture_of(clips: Sequence[Clip], now: Pose, view: View) -> Tensor:
-    """What the view would show (B, F, 3, h, w) of 255 if these puppets stood there in these poses (B, F)."""
-    plate = view.plate.expand(len(clips), -1, -1, -1, -1)
+def stand(clips: Sequence[Clip], spots: Tensor) -> Pose:
+    """The clips' poses at the spots (B, F, 4)."""
+    x, y, scale, moment = spots.unbind(-1)
+    return dataclasses.replace(pose(list(clips), moment), x=x, y=y, scale=scale)
+
+
+def show(view: View, clips: list[Clip], spots: Tensor) -> Tensor:
+    """What the view would show (K, F, 3, h, w) of 255 if the puppets were at spots (K, F, 4).
+
+    K is a multiple of the clips, which come again and again.
+    """
+    many = clips * (len(spots) // len(clips))
+    plate = view.plate.expand(len(many), -1, -1, -1, -1)
     canvas = plate.clone()
-    paint_puppets(canvas, side_by_side(clips), now, view.x, view.y, view.height)
+    paint_puppets(canvas, side_by_side(many), stand(many, spots), view.x, view.y, view.height)
     return _softened(canvas, plate, view.blur)
 
 
@@ -122,6 +135,20 @@ def unmix(shares: Tensor, view: View, guess: Tensor) -> Tensor:
 def distance(first: Tensor, second: Tensor) -> Tensor:
     """Squared colour distance over dimension -3, at most that of something else; squares forgive noise."""
     return (first - second).square().sum(-3).clamp_max(FAR**2)
+
+
+def if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
+    """The answer whose picture (B, F, 3, h, w) is nearest to the view.
+
+    None where the pixels that tell it from another answer are few or undecided.
+    """
+    costs = distance(shown, view.pictures).sum((1, 2, 3))
+    best = int(costs.argmin())
+    apart = distance(shown, shown[best])  # (B, F, h, w)
+    others = torch.tensor([answer != answers[best] for answer in answers])
+    evidence = apart.sum((1, 2, 3))
+    leads = (costs - costs[best]) > _LEAD * evidence
+    return answers[best] if bool((leads & (evidence > _EVIDENCE))[others].all()) else None
 
 
 def settle(

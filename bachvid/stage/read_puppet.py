@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,21 +20,18 @@ import torch
 from torch import Tensor
 
 from bachvid.stage import world
-from bachvid.stage.actions import Pose, pose
 from bachvid.stage.body import CELLS, HIP, LEG_LENGTH, MATERIALS, dyes, strokes
-from bachvid.stage.fitting import View, distance, look, picture_of, settle, shares_of, unmix
+from bachvid.stage.fitting import View, distance, if_clear, look, settle, shares_of, show, stand, unmix
 from bachvid.stage.palette import BADGE, BODIES, CLOTHES, RGB
-from bachvid.stage.render import clip_phases, render_pose
+from bachvid.stage.read_action import MAY_BE, acting, at_home, retrace
+from bachvid.stage.render import render_pose
 from bachvid.stage.shapes import extent
-from bachvid.stage.silhouette import STILL, Action, Track, action_towards
+from bachvid.stage.silhouette import STILL, Action, Track
 from bachvid.stage.world import Clip
 
 _ANY: RGB = (190.0, 100.0, 110.0)  # a warm colour amid all others, for a material that is hardly seen
 _BUILT = ("kind", "accessory", "build", "legs")  # what makes the silhouette, beside a waving arm
-_EVIDENCE = 4000.0  # squared distance between two answers, all pixels together, that outweighs chance
-_LEAD = 0.1  # of that distance, by which the nearer answer must be nearer
 _NEARER = 0.8  # of the distance to another word's colour, within which a word's colour must be
-_MAY_BE = {STILL: ("stands", "waves"), None: world.VERBS}  # where a track leaves the verb open
 _BLURS = (0.0, 0.5, 0.9, 1.3)  # of a picture 64 high, in pixels
 _PROMISING = 4  # puppets of the rough look that are fitted closely
 _ROUNDS = 4  # of holding the best against its neighbours; two or three are enough
@@ -74,14 +71,14 @@ def read_puppet(
     clip, spots, built, view = _nearest_puppet(view, track, _guesses(stage, action))
     clip, _ = _details(view, clip, spots)
     whole = look(video, mask, plate)._replace(blur=view.blur)
-    if action.verb in _MAY_BE:
-        clip, action = _acting(whole, clip, spots[0], action)
-    spots = _follow(whole, clip, spots[0], track)
+    if action.verb in MAY_BE:
+        clip, action = acting(whole, clip, spots[0], action)
+    spots = retrace(whole, clip, spots[0], track)
     clip, details = _details(whole, clip, spots)
     if built["accessory"] is None:
         details["accessory_colour"] = None
-    clip = _at_home(clip, spots[0])
-    shown = render_pose([clip], _stand([clip], spots[None]), plate[None] / 127.5 - 1)
+    clip = at_home(clip, spots[0])
+    shown = render_pose([clip], stand([clip], spots[None]), plate[None] / 127.5 - 1)
     return PuppetReading(action, **built, **details, clip=clip, uv=shown.uv[0], known=shown.mask[0])
 
 
@@ -95,7 +92,7 @@ def _guesses(stage: Clip, action: Action) -> list[Clip]:
         belly=world.BELLIES[0],
         puppet_tint=(0.0, 0.0, 0.0),
     )
-    verbs = _MAY_BE[STILL] if action.verb in _MAY_BE else (action.verb,)
+    verbs = (action.verb,) if action.verb and action.verb != STILL else MAY_BE[STILL]
     choices = itertools.product(verbs, world.KINDS, world.ACCESSORIES, world.BUILDS, world.LEGS)
     return [
         dataclasses.replace(plain, verb=verb, kind=kind, accessory=accessory, build=build, legs=legs)
@@ -140,8 +137,8 @@ def _nearest_puppet(
         if int(fit.costs.argmin()) == 0:
             break
     best = int(fit.costs.argmin())
-    shown = _show(view, fit.clips, fit.spots)
-    built = {name: _if_clear(view, [getattr(clip, name) for clip in fit.clips], shown) for name in _BUILT}
+    shown = show(view, fit.clips, fit.spots)
+    built = {name: if_clear(view, [getattr(clip, name) for clip in fit.clips], shown) for name in _BUILT}
     return fit.clips[best], fit.spots[best], built, view
 
 
@@ -149,9 +146,7 @@ def _closely(view: View, clips: list[Clip], spots: Tensor) -> _Fit:
     """The puppets moved and grown until they fit, in the colours that fit."""
     dressed = _dress(view, clips, spots).clips
     steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.015, 0.0])
-    spots = settle(
-        lambda tries: _show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=8.0
-    )
+    spots = settle(lambda tries: show(view, dressed, tries), spots, steps, view.pictures, rounds=3, reach=8.0)
     spots[..., 2] = spots[..., 2].mean(1, keepdim=True)  # a puppet keeps its size
     final = _dress(view, dressed, spots)
     return _Fit(final.clips, spots, final.costs)
@@ -200,18 +195,6 @@ def _places(clip: Clip, track: Track) -> list[Tensor]:
     return found
 
 
-def _stand(clips: Sequence[Clip], spots: Tensor) -> Pose:
-    """The clips' poses at the spots (B, F, 4)."""
-    x, y, scale, moment = spots.unbind(-1)
-    return dataclasses.replace(pose(list(clips), moment), x=x, y=y, scale=scale)
-
-
-def _show(view: View, clips: list[Clip], spots: Tensor) -> Tensor:
-    """The view (K, F, 3, h, w) with the puppets at spots (K, F, 4), K a multiple of the clips."""
-    many = clips * (len(spots) // len(clips))
-    return picture_of(many, _stand(many, spots), view)
-
-
 # --- colours ----------------------------------------------------------------------------------------------
 
 
@@ -228,7 +211,7 @@ class _Dressed(NamedTuple):
 
 
 def _dress(view: View, clips: list[Clip], spots: Tensor) -> _Dressed:
-    shares = shares_of(clips, _stand(clips, spots), view)
+    shares = shares_of(clips, stand(clips, spots), view)
     colours = unmix(shares, view, torch.tensor(_ANY))
     dressed = [_in_colours(clip, found) for clip, found in zip(clips, colours, strict=True)]
     world_colours = torch.tensor([[dyed[material] for material in MATERIALS] for dyed in map(dyes, dressed)])
@@ -273,21 +256,7 @@ def _ranked(colour: Tensor, palette: Mapping[Any, RGB]) -> list[tuple[float, Any
     return sorted(zip(off, palette, strict=True), key=lambda pair: pair[0])
 
 
-def _if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
-    """The answer whose picture (B, F, 3, h, w) is nearest to the view.
-
-    None where the pixels that tell it from another answer are few or undecided.
-    """
-    costs = distance(shown, view.pictures).sum((1, 2, 3))
-    best = int(costs.argmin())
-    apart = distance(shown, shown[best])  # (B, F, h, w)
-    others = torch.tensor([answer != answers[best] for answer in answers])
-    evidence = apart.sum((1, 2, 3))
-    leads = (costs - costs[best]) > _LEAD * evidence
-    return answers[best] if bool((leads & (evidence > _EVIDENCE))[others].all()) else None
-
-
-# --- details and movement ----------------------------------------------------------------------------------
+# --- details ----------------------------------------------------------------------------------------------
 
 
 def _details(view: View, clip: Clip, spots: Tensor) -> tuple[Clip, dict[str, Any]]:
@@ -299,58 +268,9 @@ def _details(view: View, clip: Clip, spots: Tensor) -> tuple[Clip, dict[str, Any
     for name, answers in (("eyes", world.EYES), ("belly", world.BELLIES)):
         changes: list[dict[str, Any]] = [{name: answer} for answer in answers]
         tries = [dataclasses.replace(clip, **change) for change in changes]
-        shown = _show(view, tries, spots.expand(len(tries), -1, -1))
-        clear[name] = _if_clear(view, answers, shown)
+        shown = show(view, tries, spots.expand(len(tries), -1, -1))
+        clear[name] = if_clear(view, answers, shown)
         clip = tries[int(distance(shown, view.pictures).sum((1, 2, 3)).argmin())]
     dressed = _dress(view, [clip], spots[None])
     clear |= _clear_colours(dressed.colours[0], dressed.pixels[0], view.height)
     return dressed.clips[0], clear
-
-
-def _acting(view: View, clip: Clip, first: Tensor, track: Action) -> tuple[Clip, Action]:
-    """The clip doing what the whole view looks most like, from its spot (4,) in the first frame, and the
-    action as far as it is clear, of those that the track leaves open.
-    """
-    ways = itertools.product(_MAY_BE[track.verb], (-1, 1))
-    tries = [dataclasses.replace(clip, verb=verb, heading=heading) for verb, heading in ways]
-    acted = torch.cat([_acted(each, first, len(view.pictures)) for each in tries])
-    shown = _show(view, tries, acted)
-    best = tries[int(distance(shown, view.pictures).sum((1, 2, 3)).argmin())]
-    verb = _if_clear(view, [each.verb for each in tries], shown)
-    return best, action_towards(verb, track.where, best.heading)
-
-
-def _acted(clip: Clip, first: Tensor, frames: int) -> Tensor:
-    """The spots (1, F, 4) of the action that the clip begins at a spot (4,)."""
-    phases = clip_phases(1, frames)
-    now = pose([clip], phases)
-    x, y, scale, _ = first
-    size = scale.expand_as(phases)
-    return torch.stack([x + now.x - now.x[:, :1], y + now.y - now.y[:, :1], size, phases], -1)
-
-
-def _follow(view: View, clip: Clip, first: Tensor, track: Track) -> Tensor:
-    """The puppet's spots (F, 4) in every frame, from its spot (4,) in the first.
-
-    Each frame starts at the moment of the action that its number says, where the action or where the track
-    has the feet then, whichever looks more like it; place and moment are moved until the pictures agree.
-    """
-    acted = _acted(clip, first, len(view.pictures))[0]
-    tracked = acted.clone()
-    tracked[:, 0] = first[0] + track.feet - track.feet[0]
-    tracked[:, 1] = first[1] + track.bottom - track.bottom[0]
-    starts = torch.stack([acted, tracked])  # (2, F, 4)
-    costs = distance(_show(view, [clip], starts), view.pictures).sum((2, 3))  # (2, F)
-    start = torch.where((costs[0] <= costs[1])[:, None], acted, tracked)
-    steps = torch.tensor([0.5 / view.height, 0.5 / view.height, 0.0, 0.02])
-    fit = settle(
-        lambda tries: _show(view, [clip], tries), start[None], steps, view.pictures, rounds=3, reach=8.0
-    )
-    return fit[0]
-
-
-def _at_home(clip: Clip, first: Tensor) -> Clip:
-    """The clip with the scale and the jitter that bring it to its spot (4,) in the first frame."""
-    x, y, scale, _ = first.tolist()
-    home = pose([dataclasses.replace(clip, jitter=(0.0, 0.0))], torch.zeros(1, 1))
-    return dataclasses.replace(clip, scale=scale, jitter=(x - float(home.x), y - float(home.y)))
