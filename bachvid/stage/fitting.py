@@ -137,10 +137,10 @@ def distance(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).square().sum(-3).clamp_max(FAR**2)
 
 
-def if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
-    """The answer whose picture (B, F, 3, h, w) is nearest to the view.
+def nearest(view: View, answers: Sequence[Any], shown: Tensor) -> tuple[int, Any]:
+    """Which of the pictures (B, F, 3, h, w) is nearest to the view, and its answer.
 
-    None where the pixels that tell it from another answer are few or undecided.
+    The answer is None where the pixels that tell it from another are few or undecided.
     """
     costs = distance(shown, view.pictures).sum((1, 2, 3))
     best = int(costs.argmin())
@@ -148,21 +148,21 @@ def if_clear(view: View, answers: Sequence[Any], shown: Tensor) -> Any:
     others = torch.tensor([answer != answers[best] for answer in answers])
     evidence = apart.sum((1, 2, 3))
     leads = (costs - costs[best]) > _LEAD * evidence
-    return answers[best] if bool((leads & (evidence > _EVIDENCE))[others].all()) else None
+    return best, answers[best] if bool((leads & (evidence > _EVIDENCE))[others].all()) else None
 
 
 def settle(
-    show: Callable[[Tensor], Tensor],
+    paint: Callable[[Tensor], Tensor],
     start: Tensor,
     steps: Tensor,
     pictures: Tensor,
     rounds: int,
     reach: float,
 ) -> Tensor:
-    """Parameters (B, F, P) near `start` with which `show` comes nearest to `pictures` (F, 3, h, w), frame by
+    """Parameters (B, F, P) near `start` with which `paint` comes nearest to `pictures` (F, 3, h, w), frame by
     frame.
 
-    Gauss-Newton with differences of size `steps` (P,), a parameter of step 0 staying as it is; `show` maps
+    Gauss-Newton with differences of size `steps` (P,), a parameter of step 0 staying as it is; `paint` maps
     (K, F, P) to pictures (K, F, 3, h, w) for K any multiple of B. No parameter ends more than `reach` steps
     from its start.
     """
@@ -170,7 +170,7 @@ def settle(
     moving = torch.diag(steps)[steps > 0]  # (Q, P)
     count = len(moving)
     for _ in range(rounds):
-        shown = show(torch.cat([now, *(now + step for step in moving)])).unflatten(0, (count + 1, -1))
+        shown = paint(torch.cat([now, *(now + step for step in moving)])).unflatten(0, (count + 1, -1))
         off = pictures - shown[0]  # (B, F, 3, h, w)
         trust = (FAR / off.norm(dim=2, keepdim=True).clamp_min(1)).clamp_max(1)
         slopes = ((shown[1:] - shown[0]) * trust).flatten(3)  # (P, B, F, n)

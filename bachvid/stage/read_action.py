@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bachvid.stage import world
 from bachvid.stage.actions import pose
-from bachvid.stage.fitting import View, distance, if_clear, settle, show
+from bachvid.stage.fitting import View, distance, nearest, settle, show
 from bachvid.stage.render import clip_phases
 from bachvid.stage.silhouette import STILL, Action, Track, action_towards
 from bachvid.stage.world import Clip
@@ -30,9 +30,8 @@ def acting(view: View, clip: Clip, first: Tensor, track: Action) -> tuple[Clip, 
     tries = [dataclasses.replace(clip, verb=verb, heading=heading) for verb, heading in ways]
     acted = torch.cat([_acted(each, first, len(view.pictures)) for each in tries])
     shown = show(view, tries, acted)
-    best = tries[int(distance(shown, view.pictures).sum((1, 2, 3)).argmin())]
-    verb = if_clear(view, [each.verb for each in tries], shown)
-    return best, action_towards(verb, track.where, best.heading)
+    best, verb = nearest(view, [each.verb for each in tries], shown)
+    return tries[best], action_towards(verb, track.where, tries[best].heading)
 
 
 def retrace(view: View, clip: Clip, first: Tensor, track: Track) -> Tensor:

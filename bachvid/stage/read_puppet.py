@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bachvid.stage import world
 from bachvid.stage.body import CELLS, HIP, LEG_LENGTH, MATERIALS, dyes, strokes
-from bachvid.stage.fitting import View, distance, if_clear, look, settle, shares_of, show, stand, unmix
+from bachvid.stage.fitting import View, distance, look, nearest, settle, shares_of, show, stand, unmix
 from bachvid.stage.palette import BADGE, BODIES, CLOTHES, RGB
 from bachvid.stage.read_action import MAY_BE, acting, at_home, retrace
 from bachvid.stage.render import render_pose
@@ -138,7 +138,7 @@ def _nearest_puppet(
             break
     best = int(fit.costs.argmin())
     shown = show(view, fit.clips, fit.spots)
-    built = {name: if_clear(view, [getattr(clip, name) for clip in fit.clips], shown) for name in _BUILT}
+    built = {name: nearest(view, [getattr(clip, name) for clip in fit.clips], shown)[1] for name in _BUILT}
     return fit.clips[best], fit.spots[best], built, view
 
 
@@ -269,8 +269,8 @@ def _details(view: View, clip: Clip, spots: Tensor) -> tuple[Clip, dict[str, Any
         changes: list[dict[str, Any]] = [{name: answer} for answer in answers]
         tries = [dataclasses.replace(clip, **change) for change in changes]
         shown = show(view, tries, spots.expand(len(tries), -1, -1))
-        clear[name] = if_clear(view, answers, shown)
-        clip = tries[int(distance(shown, view.pictures).sum((1, 2, 3)).argmin())]
+        best, clear[name] = nearest(view, answers, shown)
+        clip = tries[best]
     dressed = _dress(view, [clip], spots[None])
     clear |= _clear_colours(dressed.colours[0], dressed.pixels[0], view.height)
     return dressed.clips[0], clear

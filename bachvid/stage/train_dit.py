@@ -28,7 +28,7 @@ from bachvid.stage.captions import caption
 from bachvid.stage.family import AnyVAE, Family, family_of
 from bachvid.stage.inherit import inherit
 from bachvid.stage.muon import Muon
-from bachvid.stage.render import clip_phases, render
+from bachvid.stage.render import Render, clip_phases, render
 from bachvid.stage.sight import sight
 from bachvid.stage.training import PACE, Pace, Team
 from bachvid.stage.watch import attention_finds_puppet, caption_spans, sides_told
@@ -189,9 +189,7 @@ class DiTTask:
         """Loss on held-out clips in four ranges of noise, and how well the model follows its words."""
         rng, generator = random.Random(0), torch.Generator().manual_seed(0)
         clips = [sample_clip(rng, held_out=True) for _ in range(8)]
-        phases = clip_phases(len(clips), self.recipe.clips.frames)
-        pictures = render(clips, phases, self.recipe.height, self.recipe.width, self.device)
-        latents = self.frozen.vae.to_latents(pictures.video)
+        pictures, latents = self._rendered(clips)
         captions = [caption(clip) for clip in clips]
         text = self.frozen.text.encode(*(each.prompt() for each in captions))
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
@@ -213,15 +211,19 @@ class DiTTask:
             [walking(clip, side) for clip, side in zip(clips, where, strict=True)]
             for where in (sides, sides[::-1])
         )
-        phases = clip_phases(len(walks), self.recipe.clips.frames)
-        pictures = render(walks, phases, self.recipe.height, self.recipe.width, self.device)
-        latents = self.frozen.vae.to_latents(pictures.video)
+        _, latents = self._rendered(walks)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
         shown = self.family.lesson(latents, noise, torch.full((len(walks),), 0.95, device=self.device))
         told, untold = (
             self.frozen.text.encode(*(caption(clip).prompt() for clip in each)) for each in (walks, mirrored)
         )
         return sides_told(model, shown, told, untold)
+
+    def _rendered(self, clips: Sequence[Clip]) -> tuple[Render, Tensor]:
+        """Whole clips of a lesson's size, and their latents."""
+        phases = clip_phases(len(clips), self.recipe.clips.frames)
+        pictures = render(clips, phases, self.recipe.height, self.recipe.width, self.device)
+        return pictures, self.frozen.vae.to_latents(pictures.video)
 
     def _kind(self, step: int, progress: float) -> str:
         lot = random.Random(f"{self.seed} {step} kind").random()  # not by process: they wait for each other
@@ -243,8 +245,9 @@ class DiTTask:
 
     def _entry(self, pool: Pool, size: int, rng: random.Random) -> int:
         """One of the first `size` entries; a walk when the lot says so, as far as a few draws find one."""
-        wanted = pool.frames > 1 and rng.random() < self.recipe.walks
-        draws = [rng.randrange(size) for _ in range(_DRAWS if wanted else 1)]
+        if pool.frames == 1 or rng.random() >= self.recipe.walks:
+            return rng.randrange(size)
+        draws = [rng.randrange(size) for _ in range(_DRAWS)]
         return next((entry for entry in draws if pool.clip(entry).verb == "walks"), draws[-1])
 
 
