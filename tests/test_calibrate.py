@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bachvid.calibrate import select
-from bachvid.calibrate.choose import choose_vital
+from bachvid.calibrate.choose import Evidence, choose_vital, rank_matches
 from bachvid.calibrate.observe import Observed, fused_partners, observe
 from bachvid.calibrate.profile import (
+    MatchScores,
     by_movement,
     fused_ious,
     mask_ious,
@@ -231,6 +232,35 @@ def test_match_layers_are_the_lowest_and_beat_no_movement() -> None:
     assert select.match_layers(mse, ceiling=4, count=3, window=(0, 4)) == (2, 4)
     mse[:, 3:, 0] = 0  # good late, outside of the window
     assert 1 not in select.match_layers(mse, ceiling=8, count=3, window=(0, 2))
+
+
+def test_the_surest_match_layers_hit_most_often_and_beat_no_movement() -> None:
+    hits = profile(0.3, 0.7, 0.5, 0.9)
+    assert select.surest_layers(hits, floor=0.2, count=2) == (2, 4)
+    assert select.surest_layers(hits, floor=0.4, count=4) == (2, 3, 4)
+    hits[:, -1, 0] = 1  # once is not often
+    assert select.surest_layers(hits, floor=0.2, count=2) == (2, 4)
+
+
+@pytest.mark.parametrize(("rule", "layers"), [("calm", (1,)), ("hits", (2,))])
+def test_matches_are_chosen_by_the_rule_that_is_asked_for(rule: str, layers: tuple[int, ...]) -> None:
+    mse, hits = profile(4.0, 1.5), profile(0.3, 0.8)
+    mse[:, -1] = (0.1, 0.9)  # the step at which the second layer, the better one on the whole, is calm
+    far, few = np.full(len(mse), 8.0), np.full(len(mse), 0.1)
+    still = MatchScores(mse=far, median=far, pck1=few, pck2=few, points=few)
+    evidence = Evidence(
+        iou=mse,
+        matches=MatchScores(mse=mse, median=mse, pck1=hits, pck2=hits, points=hits),
+        still=still,
+        share=0.2,
+        grid=Grid(1, 2, 2),
+        timesteps=range(5),
+        seed=0,
+        fused_ious=lambda _: mse,
+    )
+    chosen, figure = rank_matches(evidence, 1, rule)
+    assert chosen.layers == layers
+    assert figure["window"] == ([4, 4] if rule == "calm" else [0, 4])
 
 
 def test_steps_are_the_first_near_the_best() -> None:

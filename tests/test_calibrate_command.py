@@ -35,7 +35,7 @@ from bachvid.stage.captions import caption
 from bachvid.stage.world import sample_group
 
 STEPS = 3
-RULES = Rules(masks="fused", ratio=0.7, most=15, match_count=2, vital="top", vital_count=1)
+RULES = Rules(masks="fused", ratio=0.7, most=15, matches="calm", match_count=2, vital="top", vital_count=1)
 
 
 class Box:

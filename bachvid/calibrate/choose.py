@@ -134,12 +134,24 @@ def choose_masks(
     ), figure
 
 
-def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, Any]]:
-    """The match layers, without tau, which needs them all together; and what Figure 3 shows of each."""
+MATCH_RULES = {
+    "calm": "layers of the lowest mean error while the best one's is low",
+    "hits": "layers that hit most often over all steps",
+}
+
+
+def rank_matches(evidence: Evidence, count: int, rule: str = "calm") -> tuple[Selection, dict[str, Any]]:
+    """The match layers, without tau, which needs them all together; and what Figure 3 shows of each.
+
+    `rule` is the paper's ("calm") or ours ("hits"), of MATCH_RULES.
+    """
     found, ceiling = evidence.matches, float(np.nanmean(evidence.still.mse))
-    window = select.calm_window(found.mse)
+    floor = float(np.nanmean(evidence.still.pck1))
+    window = (0, found.mse.shape[1] - 1) if rule == "hits" else select.calm_window(found.mse)
 
     def pick(draw: Draw) -> Layers:
+        if rule == "hits":
+            return select.surest_layers(found.pck1[draw], floor, count)
         return select.match_layers(found.mse[draw], ceiling, count, window)
 
     layers = pick(np.arange(len(found.mse)))
@@ -157,11 +169,11 @@ def rank_matches(evidence: Evidence, count: int) -> tuple[Selection, dict[str, A
         "baselines": {"random": random_mse(evidence.grid), "same place": ceiling},
         "pck": {
             **{name: pck[name] for name in ("values", "by_step", "by_layer")},
-            "baselines": {"same place": float(np.nanmean(evidence.still.pck1))},
+            "baselines": {"same place": floor},
         },
     }
     return Selection(
-        rule="layers of the lowest mean error; first step near the lowest fused error",
+        rule=f"{MATCH_RULES[rule]}; first step near the lowest fused error",
         parameters={
             "count": count,
             "first_step": window[0],

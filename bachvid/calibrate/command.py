@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bachvid.calibrate.analysis import Analysis
-from bachvid.calibrate.choose import MASK_RULES, MOST_LAYERS, VITAL_RULES
+from bachvid.calibrate.choose import MASK_RULES, MATCH_RULES, MOST_LAYERS, VITAL_RULES
 from bachvid.calibrate.estimate import estimate
 from bachvid.calibrate.procedure import CHECKED, Rules, calibrate
 from bachvid.calibrate.provide import add_arguments as add_truth
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--masks", choices=MASK_RULES, default="ratio", help="the rule for mask layers, the paper's: ratio")
     flag("--ratio", type=float, default=0.7, help="of the best IoU, that mask layers reach: 0.7")
     flag("--most-layers", type=int, default=MOST_LAYERS, metavar="N", help=f"for masks: {MOST_LAYERS}")
+    flag("--match-rule", choices=MATCH_RULES, default="calm", help="for match layers, the paper's: calm")
     flag("--match-layers", type=int, metavar="N", help="how many; as many as mask layers")
     flag(
         "--vital", choices=VITAL_RULES, default="outliers", help="which layers lend keys and values: outliers"
@@ -93,7 +94,15 @@ def main(args: argparse.Namespace) -> int:
         out = args.out or Path("calibrations") / folder.name
         truth, judge = find_truth(args, is_of_stage(folder), device, console.say)
         analysis = begin(studio, truth, judge, stories, args.seed, out, folder, checkpoint.format.fps)
-    rules = Rules(args.masks, args.ratio, args.most_layers, args.match_layers, args.vital, args.vital_layers)
+    rules = Rules(
+        masks=args.masks,
+        ratio=args.ratio,
+        most=args.most_layers,
+        matches=args.match_rule,
+        match_count=args.match_layers,
+        vital=args.vital,
+        vital_count=args.vital_layers,
+    )
     found = calibrate(analysis, console, rules, left_out)
     with console.stage("pictures"):
         page = write_record(analysis, found, args.preset or folder / "preset.json")

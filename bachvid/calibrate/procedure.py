@@ -25,6 +25,7 @@ class Rules:
     masks: str  # one of MASK_RULES
     ratio: float  # of the best layer's IoU
     most: int  # mask layers
+    matches: str  # one of MATCH_RULES
     match_count: int | None  # as many as mask layers
     vital: str  # one of VITAL_RULES
     vital_count: int | None  # the paper's share of all layers
@@ -50,7 +51,7 @@ def calibrate(analysis: Analysis, console: Console, rules: Rules, left_out: int)
             pass
     evidence = Evidence.of(analysis)
     mask, mask_figure = choose_masks(evidence, rules.masks, rules.ratio, rules.most)
-    match, match_figure = rank_matches(evidence, rules.match_count or len(mask.layers))
+    match, match_figure = rank_matches(evidence, rules.match_count or len(mask.layers), rules.matches)
     with console.stage("fuse"):
         fused = list(console.follow(analysis.fuse(match.layers), total, "matches"))
     match, match_figure = settle_matches(evidence, match, match_figure, MatchScores.joined(fused))

@@ -95,6 +95,17 @@ def match_layers(mse: Array, ceiling: float, count: int, window: tuple[int, int]
     return ordered(n for n in best if profile[n] < ceiling)
 
 
+def surest_layers(hits: Array, floor: float, count: int) -> Layers:
+    """The `count` layers whose matches hit most often, averaged over pairs and steps.
+
+    `hits` (P, S, L) are shares of matches. A layer no better than `floor`, what no movement at all reaches,
+    is never chosen.
+    """
+    profile = known_mean(hits, (0, 1))  # L
+    best = np.argsort(-profile, kind="stable")[:count]
+    return ordered(n for n in best if profile[n] > floor)
+
+
 def calm_window(mse: Array, factor: float = 1.5) -> tuple[int, int]:
     """First and last step at which the best layer's error is within `factor` of its least (appendix B)."""
     curves = known_mean(mse, 0)  # S L
