@@ -34,7 +34,7 @@ from bachvid.pictures.frames import Frames, to_frames
 from bachvid.stage import world
 from bachvid.stage.render import Render, clip_phases, render
 from bachvid.stage.watch import token_masks
-from bachvid.stage.world import Clip, sample_group, share_hidden
+from bachvid.stage.world import EYES, Clip, sample_group, share_hidden
 
 GRID = Grid(5, 8, 12)
 SHAPE = (2, 6, 8)  # F H W of made-up frames
@@ -332,15 +332,20 @@ def test_a_video_without_a_puppet_is_lost_and_in_no_pair(asked: list[list[Clip]]
     }  # fmt: skip
 
 
-def test_what_cannot_be_read_agrees_with_nothing_and_a_hidden_cell_with_all(oracle: Groups) -> None:
+def test_attributes_agree_as_what_they_are_nearest_to_and_a_hidden_cell_with_all(oracle: Groups) -> None:
     one, other = oracle[0]
     reading = other.reading
-    blurred = replace(reading, hidden=reading.hidden | {"eyes": None}, badge=(None, None, *reading.badge[2:]))
-    blurred = replace(blurred, cells=(None, *reading.cells[1:]))
-    found = agreement([one, replace(other, reading=blurred)])
-    assert (found["attributes"], found["badge"], found["cells"]) == (4 / 5, 1 / 2, 1)
-    assert found["hidden"] == (4 + 1 / 2) / 6
+    unsure = replace(reading, hidden=reading.hidden | {"eyes": None}, badge=(None, None, *reading.badge[2:]))
+    unsure = replace(unsure, cells=(None, *reading.cells[1:]))
+    found = agreement([one, replace(other, reading=unsure)])
+    assert found["attributes"] == found["badge"] == found["hidden"] == found["cells"] == 1
     assert found["unread"] == 3 / (2 * 9)
+    clip = reading.clip
+    assert clip is not None
+    eyes = next(eyes for eyes in EYES if eyes != clip.eyes)
+    changed = replace(clip, eyes=eyes, badge=((clip.badge[0] + 1) % 3, *clip.badge[1:]))
+    found = agreement([one, replace(other, reading=replace(reading, clip=changed))])
+    assert (found["attributes"], found["badge"], found["hidden"]) == (4 / 5, 3 / 4, (4 + 3 / 4) / 6)
 
 
 def test_an_action_is_right_without_what_its_caption_leaves_open(asked: list[list[Clip]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from bachvid.evaluate.metrics import (
     textures,
 )
 from bachvid.pictures.frames import Frames
-from bachvid.stage.readers import Reading, read
+from bachvid.stage.readers import ATTRIBUTES, Reading, read
 from bachvid.stage.world import LOCATED_VERBS, STATED, Clip
 
 
@@ -58,18 +57,20 @@ def agreement(videos: Sequence[Watched]) -> dict[str, float]:
 
     `psnr_bg` and `psnr_fg` in dB; of 0 to 1: `hidden` (the puppet's hidden attributes, its badge counting
     as one of them), `attributes` and `badge` (the two halves of it) and `cells` (of the stage, those seen
-    in both). An attribute that cannot be read agrees with nothing. `lost` videos have no puppet and are in
-    no pair. Over all videos: `unread`, the share of attributes and badge cells that cannot be read, and
-    `off_palette`, that of pixels.
+    in both). Hidden attributes and badges are compared as what they are nearest to, so that a copy agrees
+    wholly (metrics.md 7.5) and one that is illegible no more than by chance. `lost` videos have no puppet
+    and are in no pair. Over all videos: `unread`, the share of attributes and badge cells that the readers
+    are not sure of, and `off_palette`, that of pixels.
     """
     whole = [video for video in videos if not video.lost]
     readings = [video.reading for video in whole]
+    nearest = [reading.clip for reading in readings]
     return {
         "psnr_bg": over_pairs(_background, whole),
         "psnr_fg": over_pairs(lambda a, b: psnr_foreground(a.textures, b.textures), whole),
-        "hidden": over_pairs(_hidden, readings),
-        "attributes": over_pairs(_attributes, readings),
-        "badge": over_pairs(_badge, readings),
+        "hidden": over_pairs(_hidden, nearest),
+        "attributes": over_pairs(_attributes, nearest),
+        "badge": over_pairs(_badge, nearest),
         "cells": over_pairs(_cells, readings),
         "lost": len(videos) - len(whole),
         "unread": mean(
@@ -120,23 +121,19 @@ def _background(a: Watched, b: Watched) -> float:
     return psnr_background(a.frames, b.frames, a.reading.mask.numpy(), b.reading.mask.numpy())
 
 
-def _hidden(a: Reading, b: Reading) -> float:
-    count = len(a.hidden)
+def _hidden(a: Clip, b: Clip) -> float:
+    count = len(ATTRIBUTES)
     return (_attributes(a, b) * count + _badge(a, b)) / (count + 1)
 
 
-def _attributes(a: Reading, b: Reading) -> float:
-    return mean(_same(a.hidden[name], b.hidden[name]) for name in a.hidden)
+def _attributes(a: Clip, b: Clip) -> float:
+    return mean(getattr(a, name) == getattr(b, name) for name in ATTRIBUTES)
 
 
-def _badge(a: Reading, b: Reading) -> float:
-    return mean(_same(x, y) for x, y in zip(a.badge, b.badge, strict=True))
+def _badge(a: Clip, b: Clip) -> float:
+    return mean(x == y for x, y in zip(a.badge, b.badge, strict=True))
 
 
 def _cells(a: Reading, b: Reading) -> float:
     both = zip(a.cells, b.cells, strict=True)
     return mean(x == y for x, y in both if x is not None and y is not None)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is not None and a == b

@@ -28,7 +28,7 @@ from bachvid.stage.world import ASPECT, BADGE_CELLS, Clip
 
 _OFF = 40.0  # RGB distance of 255 from every colour of the world; a clip's own tint takes up to 17
 _STATED_PUPPET = ("kind", "colour", "accessory", "accessory_colour")
-_HIDDEN_PUPPET = ("build", "legs", "eyes", "trousers", "belly")
+ATTRIBUTES = ("build", "legs", "eyes", "trousers", "belly")  # of the puppet, that no caption states
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def _read(video: Tensor) -> Reading:
     track = follow(mask)
     stage = read_stage(video, mask)
     stated: dict[str, str | None] = dict.fromkeys(world.STATED)
-    hidden: dict[str, str | None] = dict.fromkeys(_HIDDEN_PUPPET)
+    hidden: dict[str, str | None] = dict.fromkeys(ATTRIBUTES)
     stated |= {"place": stage.place, "sky": stage.sky, "landmark": stage.landmark}
     nowhere = torch.zeros_like(mask)
     found = Reading(
@@ -113,7 +113,7 @@ def _read(video: Tensor) -> Reading:
         uv=_spread(puppet.uv, puppet.known & mask, mask),
         known=puppet.known & mask,
         stated=stated | {name: getattr(puppet, name) for name in _STATED_PUPPET},
-        hidden={name: getattr(puppet, name) for name in _HIDDEN_PUPPET},
+        hidden={name: getattr(puppet, name) for name in ATTRIBUTES},
         badge=puppet.badge,
         action=puppet.action,
         clip=puppet.clip,
