@@ -98,6 +98,13 @@ def test_every_command_explains_itself(command: list[str], capsys: pytest.Captur
     assert said.startswith(f"usage: bachvid {' '.join(command)} ") and "--debug" in said
 
 
+@pytest.mark.parametrize("ends", [[], ["--steps", "3", "--more", "1"], ["--minutes", "1", "--steps", "3"]])
+def test_a_training_has_one_end(ends: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = tmp_path / "work"
+    assert main(["stage", "train", "--work", str(work), *ends]) == 2
+    assert "give --minutes, --steps or --more" in capsys.readouterr().err and not work.exists()
+
+
 def test_a_command_is_called_with_its_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "no-such-model"
     assert main(["run", "--model", str(model)]) == 2

@@ -32,7 +32,7 @@ from bachvid.stage.restore import restore
 from bachvid.stage.sight import sight
 from bachvid.stage.train import PARTS, make_task
 from bachvid.stage.train_dit import Diet, DiTTask, leaders, levels
-from bachvid.stage.training import Budget, Pace, Task, Team, Work, train
+from bachvid.stage.training import Budget, Pace, State, Task, Team, Work, train
 from bachvid.stage.watch import auc, caption_spans, sides_told, token_masks
 from bachvid.stage.world import sample_clip
 
@@ -124,6 +124,34 @@ def test_a_larger_budget_trains_on(model: str, trained: Path, tmp_path: Path) ->
     assert state.step == 40
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert events[0]["event"] == "start" and events[0]["step"] == 4
+
+
+def test_a_lap_takes_the_rates_from_full_to_nothing_wherever_a_training_stands() -> None:
+    pace, budget = Pace(decay=0.25), Budget(more=10)
+    for state in (State(step=900, seconds=30_000.0), State(step=900)):
+        began = state.seconds
+        budget.begin(state)
+        shares = [budget.progress(state, began + 60 * minutes, pace) for minutes in (0, 5, 10, 11)]
+        assert [pace.rate(state.step, share) for share in shares] == pytest.approx([1, 0.5, 0, 0])
+        assert shares[0] == 0.75, "what belongs to a beginning, such as pictures alone, is over"
+
+
+def test_a_killed_lap_goes_on_and_behind_one_that_ended_another_can_begin(
+    model: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    (tmp_path / "text.pt").write_bytes((trained / "text.pt").read_bytes())
+    began = Work(trained).need("text")["state"]["seconds"]
+    with pytest.raises(Killed):
+        train(kill_at(make(model, "text", tmp_path), 6), Budget(more=1e6), Work(tmp_path), Team())
+    saved = Work(tmp_path).need("text")["state"]
+    assert saved["step"] == 6 and saved["seconds"] > saved["lap"] == began
+    blink = Budget(more=1e-9)  # over as soon as its first step is
+    _, state = train(make(model, "text", tmp_path), blink, Work(tmp_path), Team())
+    assert state.step == 6, "the old lap was longer than this one"
+    assert Work(tmp_path).need("text")["state"]["lap"] is None
+    _, state = train(make(model, "text", tmp_path), blink, Work(tmp_path), Team())
+    assert state.step == 7
 
 
 def test_beside_a_denoiser_only_the_decoder_learns(model: str, trained: Path, tmp_path: Path) -> None:

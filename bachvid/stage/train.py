@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, help="steps in place of minutes: two such runs give equal weights"
     )
+    parser.add_argument(
+        "--more",
+        type=float,
+        metavar="MINUTES",
+        help="so many minutes more, the rates falling from full to nothing: for weights that are trained",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
@@ -60,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Train what `args` names, then write the weights as far as all parts have some; 0 when done."""
-    if (args.minutes is None) == (args.steps is None):
-        raise ValueError("a training needs an end: give --minutes or --steps, and not both")
+    if sum(end is not None for end in (args.minutes, args.steps, args.more)) != 1:
+        raise ValueError("a training needs one end: give --minutes, --steps or --more")
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,7 +107,7 @@ def run(args: argparse.Namespace, device: str, size: int, meeting: str, rank: in
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     team = Team(rank, size)
     recipe = RECIPES[args.model] if device == "cpu" else RECIPES[args.model].for_gpu()
-    work, budget = Work(args.work), Budget(args.minutes, args.steps)
+    work, budget = Work(args.work), Budget(args.minutes, args.steps, args.more)
     arithmetic = Arithmetic(args.compile, args.bfloat16)
     for part in PARTS if args.part == "all" else (args.part,):
         task = make_task(part, recipe, work, args.seed, team, torch.device(device), arithmetic)

@@ -92,7 +92,7 @@ class Pool:
         self._stored = np.memmap(file, np.float16, "r+" if file.exists() else "w+", shape=shape)
         self._ready = 0
 
-    def grow(self, size: int, batch: int = 8) -> None:
+    def grow(self, size: int, batch: int) -> None:
         """Make what is missing of the first `size` entries, whole batches at a time; kept between runs."""
         while self._ready < size and self._stored[self._ready].any():  # not a hole in the file
             self._ready += 1
@@ -233,7 +233,7 @@ class DiTTask:
         pool, diet = self.pools[kind], self.diets[kind]
         size = diet.first + self.counts[kind] * diet.fresh
         self.counts[kind] += 1
-        pool.grow(size)
+        pool.grow(size, batch=max(8, diet.fresh))
         entries = [self._entry(pool, size, rng) for _ in range(diet.batch)]
         captions = [caption(pool.clip(entry), rng) for entry in entries]
         prompts = [each.prompt(character_first=rng.random() < 0.5) for each in captions]

@@ -27,19 +27,6 @@ LOG_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long a part trains: minutes of its own time, or steps (then two runs are equal to the last bit)."""
-
-    minutes: float | None = None
-    steps: int | None = None
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The share that is spent, 0 to 1. A later run with a larger budget falls back to a smaller share."""
-        share = step / self.steps if self.steps is not None else seconds / (60 * (self.minutes or 1e-9))
-        return min(share, 1.0)
-
-
-@dataclass(frozen=True)
 class Pace:
     """Learning rates and weight averaging over a training."""
 
@@ -103,6 +90,7 @@ class State:
 
     step: int = 0
     seconds: float = 0.0
+    lap: float | None = None  # the seconds at which it began, while one is under way: see `Budget`
     curve: list[list[float]] = field(default_factory=list)  # [step, seconds, loss], every LOG_SECONDS
     inspections: list[dict[str, Any]] = field(default_factory=list)
     recipes: list[dict[str, Any]] = field(default_factory=list)  # each with the step from which it held
@@ -112,6 +100,36 @@ class State:
         numbers = asdict(recipe)
         if not self.recipes or self.recipes[-1]["recipe"] != numbers:
             self.recipes.append({"from_step": self.step, "recipe": numbers})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a part trains; one of three.
+
+    `minutes` and `steps` count from the very beginning; two runs of as many steps are equal to the last bit.
+    `more` are minutes of a lap: the last of a training, in which the rates fall from full to nothing, run
+    once more from wherever it stands, on a faster machine perhaps.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    more: float | None = None
+
+    def begin(self, state: State) -> None:
+        """Begin a lap, unless one that was killed is still to be ended."""
+        if self.more is not None and state.lap is None:
+            state.lap = state.seconds
+
+    def progress(self, state: State, seconds: float, pace: Pace) -> float:
+        """The share that is spent, 0 to 1. A later run with a larger budget falls back to a smaller share."""
+        if self.steps is not None:
+            share = state.step / self.steps
+        elif self.more is not None:
+            spent = (seconds - (state.lap or 0.0)) / (60 * self.more or 1e-9)
+            share = 1 - pace.decay * (1 - spent)
+        else:
+            share = seconds / (60 * (self.minutes or 1e-9))
+        return min(share, 1.0)
 
 
 class Work:
@@ -191,13 +209,15 @@ def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in task.optimizers]
     state = resume(task, averaged, work)
     state.note(task.recipe)
+    budget.begin(state)
     task.begin(averaged)
     if team.leads:
         work.log(training=task.name, event="start", step=state.step, spent=round(state.seconds))
     log, look, save = Every(LOG_SECONDS), Every(INSPECT_SECONDS), Every(CHECKPOINT_SECONDS)
-    while (progress := budget.progress(state.step, team.agree(state.seconds))) < 1:
+    pace = task.recipe.pace
+    while (progress := budget.progress(state, team.agree(state.seconds), pace)) < 1:
         began = time.monotonic()
-        set_rates(task, rates, task.recipe.pace.rate(state.step, progress))
+        set_rates(task, rates, pace.rate(state.step, progress))
         loss, facts = one_step(task, averaged, state.step, progress, team)
         state.step += 1
         state.seconds += time.monotonic() - began
@@ -207,6 +227,7 @@ def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module
             inspect(task, averaged, state, work)
         if team.leads and save.due():
             work.save(task.name, snapshot(task, averaged, state))
+    state.lap = None
     if team.leads:
         inspect(task, averaged, state, work)
         work.save(task.name, snapshot(task, averaged, state))
