@@ -57,13 +57,14 @@ MAKING = (
 NOTES = """\
 Means over groups with 95 % bootstrap intervals; differences are paired, group by group. Agreement is over all
 pairs of a group's videos. PSNR-BG is of what both show of the stage, PSNR-FG of the puppets in body
-coordinates; cells, attributes and badge are what is read alike, and beyond chance what is left of it where
-unrelated groups count as none. Off palette: pixels in no colour of the world. Smoothness: frames foretold by
-blending their neighbours; motion: the distance of neighbouring frames; jitter: the second difference of the
-puppet's place, of the picture's height. Copied: overlap of the puppets in two videos. Success: frame videos
-with a puppet in every frame, made without leaving anything out. Mask IoU and PCK@1 are of what is borrowed.
-Seconds are of one frame video (pre-run, main run, decoding; neither loading nor text), memory is the peak of
-the process and what the accelerator's allocator reserved, and the cache is what the paper's way would keep.
+coordinates; cells are what is read alike where both show it, attributes and badge what is nearest to the same
+thing, and beyond chance is what is left of that where unrelated groups count as none. Off palette: pixels in
+no colour of the world. Smoothness: frames foretold by blending their neighbours; motion: the distance of
+neighbouring frames; jitter: the second difference of the puppet's place, of the picture's height. Copied:
+overlap of the puppets in two videos. Success: frame videos with a puppet in every frame, made without leaving
+anything out. Mask IoU and PCK@1 are of what is borrowed. Seconds are of one frame video (pre-run, main run,
+decoding; neither loading nor text), memory is the peak of the process and what the accelerator's allocator
+reserved, and the cache is what the paper's way would keep.
 """
 
 
