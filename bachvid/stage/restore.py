@@ -56,4 +56,10 @@ def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def past(part: dict[str, Any]) -> State:
     """Where a part's training stood, from the record that `export` kept of it."""
-    return State(part["steps"], 60 * part["minutes"], part["curve"], part["measured"], part["recipes"])
+    return State(
+        step=part["steps"],
+        seconds=60 * part["minutes"],
+        curve=part["curve"],
+        inspections=part["measured"],
+        recipes=part["recipes"],
+    )
