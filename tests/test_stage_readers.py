@@ -70,6 +70,19 @@ def test_arms_tell_waving_from_standing(verb: str) -> None:
     assert read(to_frames(shown.video[0])).action == (verb, "left", None)
 
 
+@pytest.mark.parametrize("verb", ["stands", "crouches"])
+def test_a_puppet_whose_top_pales_away_does_not_crouch(verb: str) -> None:
+    clip = dataclasses.replace(sample_clip(random.Random(8)), verb=verb, where="left", accessory="hat")
+    shown = render([clip], clip_phases(1, 5), 64, 96)
+    video, rows = shown.video[0], shown.mask[0].any(2)
+    for frame in (1, 2, 3):
+        top = int(rows[frame].nonzero()[0])
+        video[:, frame, top : top + 5] = render_stage([clip], 64, 96)[0, :, top : top + 5]
+    track = follow(silhouette((video.movedim(1, 0) + 1) * 127.5))
+    assert track is not None and action_of(track).verb == "crouches"
+    assert read(to_frames(video)).action == (verb, "left", None)
+
+
 def test_an_empty_stage_has_no_puppet() -> None:
     clip = sample_clip(random.Random(1))
     stage = render_stage([clip], 64, 96)[:, :, None].expand(-1, -1, 3, -1, -1)

@@ -19,18 +19,25 @@ from bachvid.stage.render import clip_phases
 from bachvid.stage.silhouette import STILL, Action, Track, action_towards
 from bachvid.stage.world import Clip
 
-MAY_BE = {STILL: ("stands", "waves"), None: world.VERBS}  # where a track leaves the verb open
+MAY_BE = {  # where a track leaves the verb open; a hat's tip that pales away looks as if the puppet sank
+    STILL: ("stands", "waves"),
+    "crouches": ("stands", "waves", "crouches"),
+    None: world.VERBS,
+}
 
 
 def acting(view: View, clip: Clip, first: Tensor, track: Action) -> tuple[Clip, Action]:
     """The clip doing what the whole view looks most like, from its spot (4,) in the first frame, and the
-    action as far as it is clear, of those that the track leaves open.
+    action as far as it is clear, of those that the track leaves open; what the track says stays unless
+    another is clear.
     """
     ways = itertools.product(MAY_BE[track.verb], (-1, 1))
     tries = [dataclasses.replace(clip, verb=verb, heading=heading) for verb, heading in ways]
     acted = torch.cat([_acted(each, first, len(view.pictures)) for each in tries])
     shown = show(view, tries, acted)
     best, verb = nearest(view, [each.verb for each in tries], shown)
+    if verb is None and track.verb == clip.verb:
+        return clip, track
     return tries[best], action_towards(verb, track.where, tries[best].heading)
 
 

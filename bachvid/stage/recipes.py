@@ -75,8 +75,8 @@ TINY_COGVIDEOX = Recipe(
         ),
         height=64,
         width=96,
-        images=Diet(frames=1, batch=12, first=256, fresh=3),
-        clips=Diet(frames=5, batch=4, first=192, fresh=1),
+        images=Diet(frames=1, batch=12, first=1024, fresh=3),
+        clips=Diet(frames=5, batch=4, first=1024, fresh=1),  # a lap learns 192 by heart
         pace=Pace(decay=0.25, ema=0.995, last_ema=0.998),
     ),
 )
