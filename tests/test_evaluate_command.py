@@ -81,6 +81,7 @@ def test_a_bar_is_cleared_by_the_worse_end_of_the_interval() -> None:
     assert by_name["mask_iou"].missing(found, "cogvideox") == pytest.approx(0.01)
     assert by_name["mask_iou"].missing(found, "wan") == pytest.approx(-0.14)
     assert by_name["action_drop"].missing(Interval(1, 0, 2.5), "cogvideox") == pytest.approx(0.5)
+    assert by_name["action_vanilla"].missing(Interval(0.975, 0.95 - 2**-53, 1), "cogvideox") == 0
     found = dict.fromkeys(by_name, Interval(0.75, 0.71, 0.79)) | {"action_drop": Interval(*[math.nan] * 3)}
     lines = {line.split()[0]: line for line in aligned(figure_rows(found, "cogvideox")).splitlines()[2:]}
     assert lines["mask_iou"].endswith("reached")
