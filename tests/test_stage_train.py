@@ -32,7 +32,7 @@ from bachvid.stage.restore import restore
 from bachvid.stage.sight import sight
 from bachvid.stage.train import PARTS, make_task
 from bachvid.stage.train_dit import Diet, DiTTask, leaders, levels
-from bachvid.stage.training import Budget, Pace, State, Task, Team, Work, train
+from bachvid.stage.training import Budget, Facts, Pace, State, Task, Team, Work, train
 from bachvid.stage.watch import auc, caption_spans, sides_told, token_masks
 from bachvid.stage.world import sample_clip
 
@@ -75,7 +75,7 @@ def kill_at(task: Task, step: int) -> Task:
     """The task, dying at the start of a step."""
     loss = task.loss
 
-    def dying(now: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def dying(now: int, progress: float) -> tuple[Tensor, Facts]:
         if now == step:
             raise Killed
         return loss(now, progress)
@@ -115,6 +115,21 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     whole = Work(trained).need(part)
     assert state.step == whole["state"]["step"] == 4
     for name, weight in resumed.state_dict().items():
+        assert torch.equal(weight, whole["averaged"][name]), name
+
+
+def test_what_is_compiled_before_the_first_step_leaves_no_trace(
+    model: str, trained: Path, tmp_path: Path
+) -> None:
+    for part in ("vae", "text"):
+        (tmp_path / f"{part}.pt").write_bytes((trained / f"{part}.pt").read_bytes())
+    task = make(model, "dit", tmp_path)
+    assert isinstance(task, DiTTask)
+    task.compiled = True  # it goes through all that compiles, with nothing to compile
+    averaged, _ = train(task, Budget(steps=4), Work(tmp_path), Team())
+    whole = Work(trained).need("dit")
+    assert task.counts == whole["counts"]
+    for name, weight in averaged.state_dict().items():
         assert torch.equal(weight, whole["averaged"][name]), name
 
 

@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ from bachvid.stage.inherit import inherit
 from bachvid.stage.muon import Muon
 from bachvid.stage.render import Render, clip_phases, render
 from bachvid.stage.sight import sight
-from bachvid.stage.training import PACE, Pace, Team
+from bachvid.stage.training import PACE, Facts, Pace, Team
 from bachvid.stage.watch import attention_finds_puppet, caption_spans, sides_told
 from bachvid.stage.world import Clip, sample_clip, walking
 from bachvid.story import find_model
 
 _DRAWS = 32  # of clips among which a walk is looked for: one in eight walks
+_AHEAD = 16  # batches whose fresh entries are encoded at once
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Diet:
     frames: int  # of an entry: 1 for images
     batch: int
     first: int  # entries encoded before the first batch
-    fresh: int  # entries encoded before every later one; none is ever dropped
+    fresh: int  # entries more for every later one; none is ever dropped
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,13 @@ class Pool:
     def __init__(self, file: Path, recipe: DiTRecipe, diet: Diet, frozen: Frozen, seed: str) -> None:
         self.recipe, self.frames, self.vae, self.seed = recipe, diet.frames, frozen.vae, seed
         self.channels = family_of(recipe.config).channels
+        self.device = next(frozen.vae.parameters()).device
         shape = (1_000_000, *self._encode(range(1)).shape[1:])  # sparse: only what is written takes room
         self._stored = np.memmap(file, np.float16, "r+" if file.exists() else "w+", shape=shape)
         self._ready = 0
 
     def grow(self, size: int, batch: int) -> None:
-        """Make what is missing of the first `size` entries, whole batches at a time; kept between runs."""
+        """Make what is missing of the first `size` entries, `batch` at a time; kept between runs."""
         while self._ready < size and self._stored[self._ready].any():  # not a hole in the file
             self._ready += 1
         while self._ready < size:
@@ -103,11 +106,14 @@ class Pool:
 
     def clip(self, entry: int) -> Clip:
         """The clip that an entry shows."""
-        return sample_clip(random.Random(f"{self.seed} {entry}"))
+        return clip_of(f"{self.seed} {entry}")
 
     def draw(self, entries: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents (B, ...) and, with one channel, masks of 0 and 1 that fit them, float32."""
-        stored = torch.from_numpy(self._stored[list(entries)]).float()
+        """Latents (B, ...) and, with one channel, masks of 0 and 1 that fit, float32, where the VAE is."""
+        stored = torch.from_numpy(self._stored[list(entries)])
+        if self.device.type == "cuda":
+            stored = stored.pin_memory()  # what is copied from there does not wait for the GPU
+        stored = stored.to(self.device, non_blocking=True).float()
         latents, mask = stored.tensor_split([-1], dim=self.channels)
         return latents, mask
 
@@ -118,9 +124,8 @@ class Pool:
             chances = (random.Random(f"{self.seed} {entry} moment") for entry in entries)
             frames = [chance.randrange(self.recipe.clips.frames) for chance in chances]
             phases = phases.gather(1, torch.tensor(frames)[:, None])
-        device = next(self.vae.parameters()).device
         clips = [self.clip(entry) for entry in entries]
-        shown = render(clips, phases, self.recipe.height, self.recipe.width, device=device)
+        shown = render(clips, phases, self.recipe.height, self.recipe.width, self.device)
         latents = self.vae.to_latents(shown.video).movedim(self.channels, 1)  # B C T h w
         mask = F.adaptive_max_pool3d(shown.mask[:, None].to(latents), latents.shape[2:])  # B 1 T h w
         return torch.cat((latents, mask), dim=1).movedim(1, self.channels)
@@ -148,7 +153,7 @@ class DiTTask:
         if recipe.begins_as is not None:
             inherit(self.model, open_checkpoint(find_model(recipe.begins_as)).transformer())
         self.model.to(device)
-        self.predict = arithmetic.forward(self.model, device)
+        self.predict, self.compiled = arithmetic.forward(self.model, device), arithmetic.compiled
         self.optimizers = split_optimizers(self.model, recipe.rate, arithmetic.dtype)
         pools = pools / fingerprint(frozen.vae.encoder)
         pools.mkdir(parents=True, exist_ok=True)
@@ -164,26 +169,38 @@ class DiTTask:
         self.sight = sight(frozen.vae, pictures.video, self.family.channels, recipe.least_seen)  # C C
 
     def begin(self, averaged: nn.Module) -> None:
-        pass  # everything is built by now
+        """Encode what the first batches draw from and, where that is asked for, compile for both kinds."""
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        for kind, diet in self.diets.items():
+            self._grow(kind)
+            if self.compiled:
+                drawn, text = self.pools[kind].draw([0] * diet.batch), self.empty.repeat(diet.batch, 1, 1)
+                self._errors(kind, *drawn, text, generator)[0].backward()
+        self.model.zero_grad(set_to_none=True)
 
-    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, progress: float) -> tuple[Tensor, Facts]:
         seed = self.team.seed(self.seed, step)
-        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        rng, generator = random.Random(seed), torch.Generator(self.device).manual_seed(seed)
         kind = self._kind(step, progress)
-        latents, mask, text = self._batch(kind, rng)
+        return self._errors(kind, *self._batch(kind, rng), generator)
+
+    def _errors(
+        self, kind: str, latents: Tensor, mask: Tensor, text: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Facts]:
+        """The loss of a batch at random levels of noise, and the plain mean of its squared errors."""
         share = levels(len(latents), self.recipe.lean, generator)
-        noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        noisy, t, answer = self.family.lesson(latents, noise, share.to(self.device))
-        clearer = share * torch.rand(share.shape, generator=generator).square()
-        clear = self.family.lesson(latents, noise, clearer.to(self.device)).noisy
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        noisy, t, answer = self.family.lesson(latents, noise, share)
+        clearer = share * torch.rand(share.shape, generator=generator, device=self.device).square()
+        clear = self.family.lesson(latents, noise, clearer).noisy
         channels, frames = self.family.channels, self.diets[kind].frames
-        leads = leaders(len(latents), frames, self.recipe.led, generator).to(self.device)  # B F
+        leads = leaders(len(latents), frames, self.recipe.led, generator)  # B F
         leads = leads.view(-1, 1, frames, 1, 1).movedim(1, channels)
         error = (self.predict(torch.where(leads, clear, noisy), t, text) - answer).masked_fill(leads, 0)
         seen = (error.movedim(channels, -1) @ self.sight.mT).movedim(-1, channels)
         settled = (share < self.recipe.settled).to(mask).view(-1, *[1] * (mask.ndim - 1))
         weight = 1 + (self.recipe.focus - 1) * settled * mask
-        return (seen.square() * weight).mean(), {kind: error.square().mean().item()}
+        return (seen.square() * weight).mean(), {kind: error.detach().square().mean()}
 
     def inspect(self, model: Any) -> dict[str, Any]:
         """Loss on held-out clips in four ranges of noise, and how well the model follows its words."""
@@ -230,18 +247,22 @@ class DiTTask:
         return "images" if progress < self.recipe.images_only or lot < self.recipe.image_share else "clips"
 
     def _batch(self, kind: str, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-        pool, diet = self.pools[kind], self.diets[kind]
-        size = diet.first + self.counts[kind] * diet.fresh
+        pool, size = self.pools[kind], self._grow(kind)
         self.counts[kind] += 1
-        pool.grow(size, batch=max(8, diet.fresh))
-        entries = [self._entry(pool, size, rng) for _ in range(diet.batch)]
+        entries = [self._entry(pool, size, rng) for _ in range(self.diets[kind].batch)]
         captions = [caption(pool.clip(entry), rng) for entry in entries]
         prompts = [each.prompt(character_first=rng.random() < 0.5) for each in captions]
+        dropped = torch.tensor([rng.random() < self.recipe.caption_dropout for _ in prompts])
+        latents, mask = pool.draw(entries)
         text = self.frozen.text.encode(*prompts)  # B L C
-        dropped = [rng.random() < self.recipe.caption_dropout for _ in prompts]
-        text[torch.tensor(dropped, device=text.device)] = self.empty
-        latents, mask = (part.to(self.device) for part in pool.draw(entries))
-        return latents, mask, text
+        return latents, mask, torch.where(dropped.to(self.device).view(-1, 1, 1), self.empty, text)
+
+    def _grow(self, kind: str) -> int:
+        """How many entries the next batch may draw from; they are there."""
+        diet = self.diets[kind]
+        size = diet.first + self.counts[kind] * diet.fresh
+        self.pools[kind].grow(size, batch=_AHEAD * diet.fresh)
+        return size
 
     def _entry(self, pool: Pool, size: int, rng: random.Random) -> int:
         """One of the first `size` entries; a walk when the lot says so, as far as a few draws find one."""
@@ -251,9 +272,17 @@ class DiTTask:
         return next((entry for entry in draws if pool.clip(entry).verb == "walks"), draws[-1])
 
 
+@cache
+def clip_of(seed: str) -> Clip:
+    """The clip of a seed, which is often asked for."""
+    return sample_clip(random.Random(seed))
+
+
 def levels(count: int, lean: float, generator: torch.Generator) -> Tensor:
     """How noisy each of a batch is, in [0, 1): evenly spread numbers to the power of `lean`."""
-    evenly = (torch.rand(1, generator=generator) + torch.arange(count) / count) % 1
+    where = generator.device
+    start = torch.rand(1, generator=generator, device=where)
+    evenly = (start + torch.arange(count, device=where) / count) % 1
     return evenly**lean
 
 
@@ -262,8 +291,10 @@ def leaders(clips: int, frames: int, share: float, generator: torch.Generator) -
 
     Frames that are all as noisy tell each other little, so a model is slow to learn to look there.
     """
-    led = (torch.rand(clips, generator=generator) < share) & (frames > 1)
-    return F.one_hot(torch.randint(frames, (clips,), generator=generator), frames).bool() & led[:, None]
+    where = generator.device
+    led = (torch.rand(clips, generator=generator, device=where) < share) & (frames > 1)
+    first = torch.randint(frames, (clips,), generator=generator, device=where)
+    return F.one_hot(first, frames).bool() & led[:, None]
 
 
 def fingerprint(model: nn.Module) -> str:

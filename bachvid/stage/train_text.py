@@ -23,7 +23,7 @@ from torch.optim import AdamW, Optimizer
 from bachvid.models.text import EOS, PAD, TEXT_ENCODERS, TextEncoder, Tokenizer
 from bachvid.stage.captions import all_words, caption, corpus
 from bachvid.stage.muon import Muon
-from bachvid.stage.training import PACE, Pace, Team
+from bachvid.stage.training import PACE, Facts, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
 
 UNKNOWN = 2  # sentencepiece's id for what it cannot spell; also stands where a word is masked
@@ -146,7 +146,7 @@ class TextTask:
     def begin(self, averaged: nn.Module) -> None:
         pass  # everything is built by now
 
-    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, progress: float) -> tuple[Tensor, Facts]:
         seed = self.team.seed(self.seed, step)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         prompts = corpus(rng, self.recipe.batch)
@@ -157,7 +157,7 @@ class TextTask:
         shown = self._disguise(ids, chosen, generator)
         guessed = self.model(shown.to(self.device))[chosen.to(self.device)]
         truth = ids[chosen].to(self.device)
-        right = (guessed.argmax(-1) == truth).float().mean().item()
+        right = (guessed.argmax(-1) == truth).float().mean()
         return F.cross_entropy(guessed, truth), {"right": right, "chosen": share}
 
     def inspect(self, model: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from bachvid.models.wan_vae import WanVAEConfig
 from bachvid.stage.family import family_of
 from bachvid.stage.muon import Muon
 from bachvid.stage.render import Render, clip_phases, render
-from bachvid.stage.training import PACE, Pace, Team
+from bachvid.stage.training import PACE, Facts, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
 
 
@@ -70,7 +70,7 @@ class VAETask:
                 layer.load_state_dict(settled.state_dict())
                 layer.requires_grad_(False)
 
-    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, progress: float) -> tuple[Tensor, Facts]:
         seed = self.team.seed(self.seed, step)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         shown = self._batch(rng, progress)
@@ -82,7 +82,7 @@ class VAETask:
         absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
         kl, edges = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean(), edge_loss(error)
         loss = absolute + self.recipe.mse * squared + self.recipe.edges * edges + self.recipe.kl * kl
-        return loss, {"psnr": psnr(error.square().mean()), "kl": kl.item(), "frames": video.shape[2]}
+        return loss, {"psnr": psnr(error.square().mean()), "kl": kl.detach(), "frames": video.shape[2]}
 
     def inspect(self, model: Any, clips: int = 16) -> dict[str, Any]:
         """PSNR in dB on held-out clips, single frames of them and their puppets; the latents' spread."""

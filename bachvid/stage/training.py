@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 CHECKPOINT_SECONDS = 60.0
 INSPECT_SECONDS = 600.0
@@ -49,6 +50,9 @@ class Pace:
 PACE = Pace()
 
 
+Facts = Mapping[str, float | Tensor]  # to ask a GPU for a number is to wait for it: only the log does
+
+
 class Task(Protocol):
     """One part's training, as the loop sees it."""
 
@@ -72,10 +76,10 @@ class Task(Protocol):
         ...
 
     def begin(self, averaged: nn.Module) -> None:
-        """What is left to do when weights are loaded, before the first step of a run."""
+        """What is left to do when weights are loaded; no clock runs yet."""
         ...
 
-    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, progress: float) -> tuple[Tensor, Facts]:
         """The loss of one batch of this process, and numbers for the log."""
         ...
 
@@ -218,11 +222,11 @@ def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module
     while (progress := budget.progress(state, team.agree(state.seconds), pace)) < 1:
         began = time.monotonic()
         set_rates(task, rates, pace.rate(state.step, progress))
-        loss, facts = one_step(task, averaged, state.step, progress, team)
+        facts = one_step(task, averaged, state.step, progress, team)
         state.step += 1
         state.seconds += time.monotonic() - began
         if team.leads and log.due():
-            report(task, state, work, {"progress": progress, "loss": loss, **facts})
+            report(task, state, work, {"progress": progress, **facts})
         if team.leads and look.due():
             inspect(task, averaged, state, work)
         if team.leads and save.due():
@@ -257,10 +261,8 @@ def set_rates(task: Task, full: Sequence[Sequence[float]], share: float) -> None
             group["lr"] = rate * share
 
 
-def one_step(
-    task: Task, averaged: nn.Module, step: int, progress: float, team: Team
-) -> tuple[float, dict[str, float]]:
-    """Train on one batch; returns this process's loss and the task's numbers for the log."""
+def one_step(task: Task, averaged: nn.Module, step: int, progress: float, team: Team) -> Facts:
+    """Train on one batch; returns this process's loss and other numbers for the log."""
     loss, facts = task.loss(step, progress)
     loss.backward()
     gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
@@ -270,16 +272,15 @@ def one_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     keep = task.recipe.pace.average(step, progress)
-    with torch.no_grad():
-        for mean, now in zip(averaged.parameters(), task.model.parameters(), strict=True):
-            mean.lerp_(now, 1 - keep)
-    return loss.item(), {"norm": norm.item(), **facts}
+    blend = get_ema_multi_avg_fn(keep)
+    blend(list(averaged.parameters()), list(task.model.parameters()), 0)
+    return {"loss": loss.detach(), "norm": norm, **facts}
 
 
-def report(task: Task, state: State, work: Work, numbers: Mapping[str, float]) -> None:
+def report(task: Task, state: State, work: Work, facts: Facts) -> None:
     """Log the numbers of a step and keep its loss for the training record."""
-    state.curve.append([state.step, round(state.seconds, 1), round(numbers["loss"], 5)])
-    rounded = {name: float(f"{number:.4g}") for name, number in numbers.items()}
+    state.curve.append([state.step, round(state.seconds, 1), round(float(facts["loss"]), 5)])
+    rounded = {name: float(f"{float(fact):.4g}") for name, fact in facts.items()}
     work.log(training=task.name, step=state.step, **rounded)
 
 
