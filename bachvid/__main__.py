@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(commands, "run", "make one group of videos", "bachvid.run")
     add(commands, "calibrate", "find the layers and steps of a checkpoint", "bachvid.calibrate.command")
     add(commands, "evaluate", "measure what runs came to", "bachvid.evaluate.command")
+    add(commands, "bench", "measure what the method costs at true size", "bachvid.bench.command")
 
     stage = add(commands, "stage", "the small world that the shipped weights know")
     stages = stage.add_subparsers(metavar="<command>", required=True, parser_class=Command)

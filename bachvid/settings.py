@@ -131,7 +131,7 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         dynamic_guidance=first("dynamic_guidance", flag=args.dynamic_guidance, default=False),
         negative=first("negative", flag=args.negative, default=""),
         seed=first("seed", flag=args.seed, default=42),
-        size=first("size", flag=_size(args.size), checkpoint=own.size),
+        size=first("size", flag=read_size(args.size), checkpoint=own.size),
         frames=first("frames", flag=args.frames, checkpoint=own.frames),
         fps=first("fps", flag=args.fps, checkpoint=own.fps),
         source=first("source", flag=args.source, default="lockstep"),
@@ -206,7 +206,8 @@ def usable_device(name: str | None) -> torch.device | None:
         raise UsageError(f"The device {name!r} is not usable here. Use {best_device().type!r}.") from error
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height of "720x480"; UsageError for other texts."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+)\s*[xX*]\s*(\d+)", text)
@@ -215,12 +216,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _check(settings: Settings, own: Format) -> None:
-    """Raise UsageError for numbers that a checkpoint cannot take, naming the nearest that it can."""
+def check_format(size: tuple[int, int], frames: int, own: Format) -> None:
+    """Raise UsageError for videos that a checkpoint cannot make, naming the nearest that it can."""
     step = own.size_unit
-    width, height = settings.size
+    width, height = size
     if width % step or height % step or not width or not height:
-        near = "x".join(str(max(step, round(n / step) * step)) for n in settings.size)
+        near = "x".join(str(max(step, round(n / step) * step)) for n in size)
         raise UsageError(
             f"--size {width}x{height} does not fit: both must be multiples of {step}. Use {near}."
         )
@@ -229,12 +230,17 @@ def _check(settings: Settings, own: Format) -> None:
             f"--size {width}x{height} does not fit: this model's positions end at {own.side} pixels. "
             f"Use {own.size[0]}x{own.size[1]}."
         )
-    frames, unit, longest = settings.frames, own.frame_unit, own.longest
+    unit, longest = own.frame_unit, own.longest
     if (frames - 1) % unit or not 1 <= frames <= longest:
         nearest = min(max(1, round((frames - 1) / unit) * unit + 1), longest)
         raise UsageError(
             f"--frames {frames} does not fit: {unit}k + 1, and at most {longest}. Use {nearest}."
         )
+
+
+def _check(settings: Settings, own: Format) -> None:
+    """Raise UsageError for numbers that a checkpoint cannot take, naming the nearest that it can."""
+    check_format(settings.size, settings.frames, own)
     train_steps = int(settings.scheduler.get("num_train_timesteps", 1000))
     if not 1 <= settings.steps <= train_steps:
         raise UsageError(

@@ -45,6 +45,7 @@ ARROWS = {
     "album": Arrows("folder pictures"),
     "stage": Arrows("models sampling method pictures errors story"),
     "evaluate": Arrows("models sampling method pictures errors story stage"),
+    "bench": Arrows("models sampling method pictures errors story settings evaluate"),
     "calibrate": Arrows(
         "models sampling method pictures errors story settings console stage evaluate bachvid"
     ),
@@ -147,7 +148,7 @@ def requirements() -> set[str]:
     """What the requirements in pyproject.toml, those of the users' extras included, are imported as."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = project["dependencies"] + extras["plots"] + extras["prompts"]
+    lines = project["dependencies"] + extras["plots"] + extras["prompts"] + extras["bench"]
     names = {re.split(r"[^\w-]", line)[0] for line in lines}
     return {{"pyyaml": "yaml"}.get(name, name) for name in names}
 

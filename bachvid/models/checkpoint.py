@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bachvid.models.cogvideox import CogVideoX
 from bachvid.models.cogvideox_checkpoint import CogVideoXCheckpoint
@@ -26,7 +27,7 @@ from bachvid.models.wan_layouts import wan_vae_diffusers
 from bachvid.models.wan_vae import WanVAE
 from bachvid.models.weights import WeightsError, read_config, save, write_json
 
-__all__ = ["Checkpoint", "WeightsError", "open_checkpoint", "save_index", "save_model"]
+__all__ = ["Checkpoint", "WeightsError", "diffusers_names", "open_checkpoint", "save_index", "save_model"]
 
 PIPELINES: Mapping[str, type[Checkpoint]] = {
     "CogVideoXPipeline": CogVideoXCheckpoint,
@@ -66,11 +67,16 @@ def save_model(
     model: CogVideoX | CogVideoXVAE | Wan | WanVAE, folder: Path | str, dtype: torch.dtype | None = None
 ) -> None:
     """Write a `transformer/` or `vae/` folder for diffusers, cast to `dtype` if one is given."""
-    layout = _diffusers_layout(model)
-    parameters = {layout.source(name).name: parameter for name, parameter in model.named_parameters()}
-    tensors = {name: parameter.to(dtype or parameter.dtype) for name, parameter in parameters.items()}
+    named = diffusers_names(model)
+    tensors = {name: parameter.to(dtype or parameter.dtype) for name, parameter in named.items()}
     save(tensors, Path(folder) / "diffusion_pytorch_model.safetensors")
     write_json(model.config.to_dict(), Path(folder) / "config.json")
+
+
+def diffusers_names(model: CogVideoX | CogVideoXVAE | Wan | WanVAE) -> dict[str, nn.Parameter]:
+    """The parameters of a model under diffusers' names."""
+    layout = _diffusers_layout(model)
+    return {layout.source(name).name: parameter for name, parameter in model.named_parameters()}
 
 
 def save_index(folder: Path | str, pipeline: str, scheduler: Mapping[str, Any]) -> None:

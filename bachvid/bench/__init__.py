@@ -1,0 +1,1 @@
+"""What the method costs at a model's true size."""

@@ -1,0 +1,117 @@
+"""The seconds of everything that a run is made of, and what whole groups come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from bachvid.bench.clock import Took, in_turns, rounds
+from bachvid.bench.rival import follow
+from bachvid.bench.subject import Subject
+from bachvid.method.frame import FrameVideo
+from bachvid.method.group import Group
+from bachvid.method.match import match
+from bachvid.method.recipe import Recipe
+from bachvid.method.scout import Scouted, look_at
+from bachvid.sampling.loop import denoise
+
+WAYS = ("lockstep", "replay", "cache")
+VIDEOS = (2, 5)  # in the groups whose cost is worked out
+EQUAL = (("lockstep", "replay"), ("lockstep", "cache"), ("vanilla", "diffusers"))  # ways to one video
+
+
+@dataclass(frozen=True)
+class Found:
+    """How long everything took, and the frame video as each way made it."""
+
+    took: Mapping[str, Took]
+    latents: Mapping[str, Tensor]
+
+
+def measure(subject: Subject, share: float, pipeline: Any = None) -> Found:
+    """Every way of sharing, in turns with the frame video made alone; a look; matching; another pipeline.
+
+    The character covers `share` of every frame.
+    """
+    denoiser, device, steps = subject.denoiser, subject.device, subject.denoiser.steps
+    took: dict[str, Took] = {}
+    latents: dict[str, Tensor] = {}
+    identity, frame = (subject.scouted(n, share) for n in range(2))
+    for way in WAYS:
+        if way != "replay":  # which goes by the trajectory that lockstep leaves behind
+            identity = anew(subject, identity)
+        group, alone = group_of(subject, identity, frame, way == "cache"), anew(subject, frame).take
+        walk = denoise(denoiser.vanilla, [alone], denoiser.sampler)
+        took |= in_turns({f"vanilla, beside {way}": walk, way: main_run(group)}, device)
+        latents |= {"vanilla": alone.latents, way: group.frames[0].take.latents}
+    took["look"] = rounds(partial(read, subject, frame), steps, device)
+    matching = partial(match, frame.features, identity.features, subject.grid, subject.recipe)
+    took["match"] = rounds(matching, steps, device)
+    if pipeline is not None:
+        took["diffusers"], latents["diffusers"] = follow(pipeline, subject, anew(subject, frame).take)
+    return Found(took, latents)
+
+
+def anew(subject: Subject, seen: Scouted) -> Scouted:
+    """The same video before its first step."""
+    take = subject.denoiser.start(seen.take.prompt, seen.take.seed)
+    return replace(seen, take=take, trajectory=[take.latents])
+
+
+def group_of(subject: Subject, identity: Scouted, frame: Scouted, keep_cache: bool) -> Group:
+    """Identity and frame video before their first step, as after a pre-run; every step borrows."""
+    denoiser, recipe = subject.denoiser, replace(subject.recipe, inject_steps=None)
+    group = Group(denoiser, recipe, [], [], identity, keep_cache)
+    group.frames = [FrameVideo(denoiser, group.recipe, frame, identity)]
+    return group
+
+
+def main_run(group: Group) -> Iterator[None]:
+    """The steps of the frame video; what the identity does before them is part of the first."""
+    for progress in group.run():
+        if progress.phase == "main run":
+            yield
+
+
+def read(subject: Subject, video: Scouted) -> tuple[Tensor, Tensor]:
+    """Mask and features of a video before its first step."""
+    look = look_at(subject.denoiser, subject.recipe, video.take.prompt, video.trajectory[0], 0)
+    return look.mask(), look.features()
+
+
+def results(found: Found, recipe: Recipe) -> dict[str, Any]:
+    """All that was found, and what groups of `VIDEOS` videos cost in a run of the recipe's length."""
+    groups = {str(videos): cost_of(videos, found.took, recipe) for videos in VIDEOS}
+    pairs = [pair for pair in EQUAL if set(pair) <= set(found.latents)]
+    return {
+        "took": {name: took.to_dict() for name, took in found.took.items()},
+        "groups": groups,
+        "differences": {" and ".join(pair): apart(*(found.latents[way] for way in pair)) for pair in pairs},
+    }
+
+
+def cost_of(videos: int, took: Mapping[str, Took], recipe: Recipe) -> dict[str, float]:
+    """Seconds of a group's denoising without the method and in lockstep with it, worked out from its parts.
+
+    In lockstep the identity goes its way once, and looks once. Each frame video goes through the pre-run
+    alone, is looked at and matched, and begins again: while the identity's latents are known already, it only
+    accompanies them, which replay has shown the price of.
+    """
+    alone, beside = took["vanilla, beside lockstep"].median, took["lockstep"].median
+    look, matching = took["look"].median, took["match"].median
+    tau, borrowing = max(recipe.tau_mask, recipe.tau_match), sum(map(recipe.injects_at, range(recipe.steps)))
+    frame = beside - alone  # what one more frame video adds to a step
+    company = max(0.0, took["replay"].median - frame)
+    identity = recipe.steps * alone + look + tau * company
+    each = tau * alone + look + matching + borrowing * frame + (recipe.steps - borrowing) * alone
+    group, vanilla = identity + (videos - 1) * each, videos * recipe.steps * alone
+    return {"vanilla_s": vanilla, "group_s": group, "ratio": group / vanilla}
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two videos' latents, as a share of their spread."""
+    return ((one.float() - other.float()).abs().max() / one.float().std()).item()
