@@ -62,7 +62,8 @@ def model(root: Path) -> SentencePieceProcessor:
 @settings(deadline=None)
 @given(text=ORDINARY | st.sampled_from(tiny.SENTENCES))
 def test_ids_are_those_of_transformers(tokenizer: Tokenizer, theirs: T5Tokenizer, text: str) -> None:
-    assert [*tokenizer.encode(text).ids, 1] == theirs(text).input_ids
+    assert tokenizer.ids(text) == tokenizer.encode(text).ids
+    assert [*tokenizer.ids(text), 1] == theirs(text).input_ids
 
 
 @settings(deadline=None)

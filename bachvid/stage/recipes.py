@@ -28,7 +28,7 @@ class Recipe:
         return Recipe(
             replace(self.vae, images=64, clips=32),
             replace(self.text, batch=512),
-            replace(self.dit, images=Diet(1, 256, 4096, 64), clips=Diet(5, 128, 2048, 16)),
+            replace(self.dit, images=Diet(1, 256, 4096, 16), clips=Diet(5, 128, 2048, 16)),
         )
 
 

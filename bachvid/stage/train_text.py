@@ -75,7 +75,7 @@ def make_tokenizer(folder: Path, length: int, seed: int) -> Tokenizer:
     )
     (folder / "spiece.model").write_bytes(model.getvalue())
     tokenizer = Tokenizer(folder / "spiece.model")
-    split = [word for word in all_words() if len(tokenizer.encode(word).ids) != 1]
+    split = [word for word in all_words() if len(tokenizer.ids(word)) != 1]
     assert not split, f"words of more than one token: {split}"
     marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     settings = {**marks, "extra_ids": 0, "model_max_length": length, "tokenizer_class": "T5Tokenizer"}
@@ -150,7 +150,7 @@ class TextTask:
         seed = self.team.seed(self.seed, step)
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         prompts = corpus(rng, self.recipe.batch)
-        rows = [self.tokenizer.padded(self.tokenizer.encode(p).ids, self.recipe.length) for p in prompts]
+        rows = [self.tokenizer.padded(self.tokenizer.ids(p), self.recipe.length) for p in prompts]
         ids = torch.tensor(rows)  # B L
         share = rng.uniform(*self.recipe.chosen)
         chosen = (torch.rand(ids.shape, generator=generator) < share) & (ids != PAD)
