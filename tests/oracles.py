@@ -109,10 +109,11 @@ def injected(
     sets: Sets,
     encode: Encode = as_they_are,
     strength: float = 1.0,
+    bg_strength: float = 1.0,
 ) -> Tensor:
     """Eq. 12-14: one softmax over own and injected keys under a mask; k and `lent` without positions yet.
 
-    With a strength the ones of injected keys in M* are that number.
+    With a strength the ones of injected keys in M* are that number, with another one for the background's.
     """
     tokens, own = len(sets.mask), k.shape[1]
     lead = own - tokens
@@ -128,7 +129,7 @@ def injected(
         place = row >= lead and not shows
         seen[row, :own] = 1
         seen[row, own : own + len(fg)] = strength * shows
-        seen[row, own + len(fg) :] = strength * place
+        seen[row, own + len(fg) :] = bg_strength * place
     scores = encode(q, range(own)) @ k_star.transpose(-1, -2) / q.shape[-1] ** 0.5
     return softmax(scores + seen.log()) @ v_star  # Eq. 14
 

@@ -176,6 +176,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "smooth": {"smooth": True},
     "margin": {"margin": 1},
     "half": {"strength": 0.5},
+    "half of the background": {"bg_strength": 0.5},
     "mask over text": {"mask_softmax": "text"},
     "refresh": {"refresh": True},
     "refresh, mask first": {"refresh": True, "tau_mask": 0},

@@ -275,12 +275,18 @@ class Case:
         self.dtype, self.freqs = dtype, table(grid, lead) if rotary else None
 
     def got(
-        self, frame: Tensor, identity: Tensor, partner: Tensor, mode: Mode, strength: float = 1.0
+        self,
+        frame: Tensor,
+        identity: Tensor,
+        partner: Tensor,
+        mode: Mode,
+        strength: float = 1.0,
+        bg_strength: float | None = None,
     ) -> Tensor:
         matches = Matches(partner, torch.ones(len(partner)))
         where = places(frame, identity, matches, Grid(1, 1, len(frame)), replace(RECIPE, mode=mode))
         lent = Lent(self.lent_k, rotate(self.lent_k, self.freqs), self.lent_v)
-        return Inject(lambda: lent, where, strength)(self.q, self.k, self.v, self.freqs)[0]
+        return Inject(lambda: lent, where, strength, bg_strength)(self.q, self.k, self.v, self.freqs)[0]
 
     def dense(
         self,
@@ -290,11 +296,12 @@ class Case:
         mode: Mode,
         encode: oracles.Encode | None = None,
         strength: float = 1.0,
+        bg_strength: float = 1.0,
     ) -> Tensor:
         q, k, v, lent_k, lent_v = (x[0].double() for x in (self.q, self.k, self.v, self.lent_k, self.lent_v))
         sets = oracles.index_sets(frame.tolist(), identity.tolist(), partner.tolist(), mode)
         encode = encode or turned(self.freqs, self.dtype)
-        return oracles.injected(q, k, v, (lent_k, lent_v), sets, encode, strength)
+        return oracles.injected(q, k, v, (lent_k, lent_v), sets, encode, strength, bg_strength)
 
 
 def off_by(got: Tensor, expected: Tensor) -> float:
@@ -333,22 +340,26 @@ def test_injection_by_query_groups_is_the_dense_one(
         assert torch.allclose(expected[:, :lead], plain[:, :lead], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.3, 2.5])
+@pytest.mark.parametrize(
+    ("strength", "bg_strength"), [(0.0, None), (0.3, None), (2.5, None), (1.0, 0.25), (2.5, 0.0), (0.0, 1.0)]
+)
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("lead", [7, 0], ids=["joint", "self"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strength_multiplies_what_borrowed_keys_weigh(
-    dtype: torch.dtype, lead: int, masks: str, strength: float
+    dtype: torch.dtype, lead: int, masks: str, strength: float, bg_strength: float | None
 ) -> None:
     grid = Grid(2, 3, 7)
     frame, identity = MASKS[masks](grid.tokens)
     partner = torch.randint(grid.tokens, (grid.tokens,), generator=torch.Generator().manual_seed(8))
     case = Case(grid, lead, dtype, rotary=True)
-    got = case.got(frame, identity, partner, "both", strength)
-    expected = case.dense(frame, identity, partner, "both", strength=strength)
+    both = strength, strength if bg_strength is None else bg_strength
+    got = case.got(frame, identity, partner, "both", strength, bg_strength)
+    expected = case.dense(frame, identity, partner, "both", None, *both)
     assert off_by(got, expected) < LIMITS[dtype]
-    if strength == 0:
-        assert off_by(got, case.dense(frame, identity, partner, "off")) < LIMITS[dtype]
+    alone: dict[tuple[float, float], Mode] = {(0.0, 0.0): "off", (0.0, 1.0): "bg"}
+    if mode := alone.get(both):
+        assert off_by(got, case.dense(frame, identity, partner, mode)) < LIMITS[dtype]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from bachvid.__main__ import main
 from bachvid.evaluate.figures import Interval
-from bachvid.evaluate.report import AGREEMENT, PRICE, fully, run_rows
+from bachvid.evaluate.report import AGREEMENT, PRICE, briefly, fully, run_rows
 from bachvid.evaluate.studio import Studio, timesteps_of
 from bachvid.evaluate.table import figure_rows, markdown
 from bachvid.method.identity import fingerprint
@@ -28,6 +28,8 @@ from bachvid.story import WEIGHTS, read_stories
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(path.parent.name for path in WEIGHTS.glob("*/model_index.json"))
 EVIDENCE = sorted((ROOT / "docs" / "evidence").glob("*.json"))
+PAGES = ("README.md", "docs/decisions.md", "docs/tables.md")
+SHORT = (*AGREEMENT, *PRICE[:3])  # what a table of runs shows here
 MIB = 2**20
 
 
@@ -66,15 +68,19 @@ def test_the_evidence_is_of_these_very_weights(file: Path) -> None:
 @pytest.mark.parametrize("file", EVIDENCE, ids=lambda file: file.stem)
 def test_the_pages_show_what_was_measured(file: Path) -> None:
     evidence = json.loads(file.read_text())
-    readme, decisions = (ROOT / page for page in ("README.md", "docs/decisions.md"))
+    pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
     if evidence["what"] == "options":
         found = {run: intervals(measured) for run, measured in evidence["differences"].items()}
         for columns in (AGREEMENT, PRICE):
             rows = run_rows(found, columns, fully, signed=True)
-            assert markdown(rows) in decisions.read_text(encoding="utf-8")
-    else:
+            assert markdown(rows) in pages["docs/decisions.md"]
+        return
+    if evidence["what"] in ("bars", "controls"):
         rows = figure_rows(intervals(evidence["figures"]), evidence["settings"]["family"])
-        assert markdown(rows) in readme.read_text(encoding="utf-8")
+        assert markdown(rows) in pages["README.md"]
+    if evidence["what"] != "bars":
+        found = {run: intervals(measured) for run, measured in evidence["runs"].items()}
+        assert markdown(run_rows(found, SHORT, briefly)) in pages["docs/tables.md"]
 
 
 def intervals(found: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:

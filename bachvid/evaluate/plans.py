@@ -36,6 +36,7 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {  # what the paper leaves open: a fiel
     "smooth": (False, True),
     "margin": (0, 1, 2),
     "strength": (0.5, 1.0, 2.0),
+    "bg_strength": (None, 0.25, 0.5),
     "refresh": (False, True),
     "branches": ("cond", "both"),
 }

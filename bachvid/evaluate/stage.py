@@ -157,6 +157,7 @@ def what_a_pre_run_knows(recipe: Recipe) -> Recipe:
         branches="cond",
         inject_steps=None,
         strength=1.0,
+        bg_strength=None,
         margin=0,
         window="all",
         min_similarity=None,

@@ -59,13 +59,21 @@ class Inject:
     Each query has one softmax over one of three key sets: text sees its own row, the foreground also the
     borrowed foreground, all other video tokens also the borrowed background. The sets are overlapping
     slices of one buffer `[K_fg | K_own | K_bg]`, so three plain attention calls do it, and no matrix of N x
-    N exists. In that softmax a borrowed key counts `strength` times as much as an own one.
+    N exists. In that softmax a borrowed key counts `strength` times as much as an own one, one of the
+    background `bg_strength` times if that is given.
     """
 
-    def __init__(self, lend: Callable[[], Lent], places: Places, strength: float = 1.0) -> None:
+    def __init__(
+        self,
+        lend: Callable[[], Lent],
+        places: Places,
+        strength: float = 1.0,
+        bg_strength: float | None = None,
+    ) -> None:
         self.lend = lend
         self.places = places
         self.strength = strength
+        self.bg_strength = strength if bg_strength is None else bg_strength
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
         p = self.places
@@ -98,8 +106,8 @@ class Inject:
 
     def _weights(self, keys: Tensor, own: slice) -> Tensor | None:
         """What to add to the logits of every key; None where all count the same."""
-        if self.strength == 1:
+        if self.strength == self.bg_strength == 1:
             return None
-        weights = keys.new_full((keys.shape[2],), self.strength).log()
-        weights[own] = 0
-        return weights
+        weights = keys.new_ones(keys.shape[2])
+        weights[: own.start], weights[own.stop :] = self.strength, self.bg_strength
+        return weights.log()

@@ -32,6 +32,7 @@ class Recipe:
     branches: Literal["cond", "both"] = "cond"  # of guidance; the paper's cache holds one branch
     inject_steps: tuple[int, int] | None = None  # first and last step with injection; None: all
     strength: float = 1.0  # of borrowed keys beside own ones in the softmax of Eq. 14; at 0 none counts
+    bg_strength: float | None = None  # of those of the background among them; None: the same
     mask_softmax: Keys = "all"  # the keys that the softmax of Eq. 1 runs over where masks are read
     margin: int = 0  # tokens around either foreground that are not borrowed as background
     normalize: bool = True  # cosine in every layer before the sum; off: Eq. 7 as printed
