@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-GB = 1e9
+from bachvid.evaluate.cost import GB, now
 
 
 class Took(NamedTuple):
@@ -68,10 +67,3 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> float:
     torch.cuda.reset_peak_memory_stats(device)
     work()
     return torch.cuda.max_memory_allocated(device) / GB
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once all that was asked of the device is done."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bachvid.bench.clock import Took, now, peak_of
+from bachvid.bench.clock import Took, peak_of
 from bachvid.bench.subject import Subject
 from bachvid.errors import UsageError
+from bachvid.evaluate.cost import now
 from bachvid.method.denoiser import Take
 from bachvid.models.checkpoint import diffusers_names
 from bachvid.models.cogvideox import CogVideoX
@@ -36,7 +37,7 @@ def pipeline_of(subject: Subject) -> Any:
             "vae": kinds["vae"].from_config(checkpoint.vae_config.to_dict()),
         }
     parts["transformer"].load_state_dict(diffusers_names(model), assign=True)
-    parts["vae"].to_empty(device=subject.denoiser.negative.device)
+    parts["vae"].to_empty(device=subject.device)
     scheduler = getattr(diffusers, checkpoint.scheduler["_class_name"]).from_config(checkpoint.scheduler)
     kind = getattr(diffusers, checkpoint.index["_class_name"])
     pipeline = kind(tokenizer=None, text_encoder=None, scheduler=scheduler, **parts)

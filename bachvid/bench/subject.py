@@ -26,6 +26,7 @@ from bachvid.models.grid import Grid
 from bachvid.models.wan import Wan
 from bachvid.models.wan_checkpoint import WanCheckpoint
 from bachvid.models.wan_vae import WanVAEConfig
+from bachvid.models.weights import kept_dtype
 from bachvid.sampling.sampler import read_sampler
 from bachvid.settings import check_format
 from bachvid.story import find_model
@@ -91,7 +92,7 @@ class Subject:
             shape = (1, checkpoint.text_length, config.text_width)
             return torch.randn(shape, generator=chance, device=device).to(dtype)
 
-        words = torch.arange(checkpoint.text_length // 2, device=device).chunk(2)
+        spans = Spans(*torch.arange(checkpoint.text_length // 2, device=device).chunk(2))
         denoiser = Denoiser(
             model=filled(checkpoint.outline(), dtype, device, chance),
             sampler=read_sampler(checkpoint.scheduler, steps),
@@ -100,7 +101,7 @@ class Subject:
             scale=recipe.guidance,
             wide=checkpoint.wide,
         )
-        prompts = Prompt(text(), Spans(*words)), Prompt(text(), Spans(*words))
+        prompts = Prompt(text(), spans), Prompt(text(), spans)
         return cls(checkpoint, size, frames, denoiser, recipe, prompts)
 
     @property
@@ -125,11 +126,10 @@ class Subject:
 
 def filled(model: Any, dtype: torch.dtype, device: torch.device, chance: torch.Generator) -> Any:
     """A model on meta with random weights on `device`; what its family keeps in float32 stays so."""
-    islands = set(model.islands.parts) if isinstance(model, Wan) else set()
+    wide = model.islands.parts if isinstance(model, Wan) else ()
     weights = {}
     for name, parameter in model.named_parameters():
-        kind = torch.float32 if islands & set(name.split(".")) else dtype
-        weight = torch.empty(parameter.shape, dtype=kind, device=device)
+        weight = torch.empty(parameter.shape, dtype=kept_dtype(name, dtype, wide), device=device)
         if parameter.ndim > 1:
             weights[name] = weight.normal_(std=SPREAD, generator=chance)
         else:

@@ -32,7 +32,7 @@ class Meter:
 
     def __enter__(self) -> Self:
         _forget_peaks()
-        self._started = _now()
+        self._started = now()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,7 +42,7 @@ class Meter:
 
     def so_far(self) -> float:
         """Seconds since it began."""
-        return _now() - self._started
+        return now() - self._started
 
 
 def paper_cache_gb(recipe: Recipe, identity: Scouted) -> float:
@@ -57,9 +57,10 @@ def paper_cache_gb(recipe: Recipe, identity: Scouted) -> float:
     return (recipe.steps * len(recipe.kv_layers) * 2 + len(recipe.match_layers)) * layer / GB
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def now(device: torch.device | None = None) -> float:
+    """Seconds, once all that was asked of an accelerator is done: of `device`, or of the current one."""
+    if torch.accelerator.is_available() and (device is None or device.type != "cpu"):
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

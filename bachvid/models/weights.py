@@ -51,13 +51,18 @@ def load(
     _check_shapes(weights, {sources[name]: parameter.shape for name, parameter in model.named_parameters()})
     filled: dict[int, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        kind = torch.float32 if set(wide) & set(name.split(".")) else dtype
-        tensor = weights.read(sources[name]).to(device, kind, copy=True)  # a copy: no view keeps a file open
+        kept = kept_dtype(name, dtype, wide)
+        tensor = weights.read(sources[name]).to(device, kept, copy=True)  # a copy: no view keeps a file open
         filled[id(parameter)] = nn.Parameter(tensor)
     for module in model.modules():  # by identity, so what was one parameter in two places still is
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, filled[id(parameter)])
     return model.eval()
+
+
+def kept_dtype(name: str, dtype: torch.dtype, wide: Iterable[str]) -> torch.dtype:
+    """What a parameter of a model in `dtype` is held in: float32 where a part of its name is in `wide`."""
+    return torch.float32 if set(wide) & set(name.split(".")) else dtype
 
 
 class Weights:

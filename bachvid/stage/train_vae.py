@@ -99,7 +99,9 @@ class VAETask:
             errors["psnr_image"] += list(image.flatten(1).mean(1))
             errors["psnr_puppet"] += [each[there].mean() for each, there in zip(clip, puppet, strict=True)]
             means.append(mean)
-        found = {name: round(sum(map(psnr, each)) / clips, 2) for name, each in errors.items()}
+        found = {
+            name: round(sum(psnr(one).item() for one in each) / clips, 2) for name, each in errors.items()
+        }
         latents = torch.cat(means).transpose(0, 1).flatten(1)  # C, everything else
         return {
             **found,
@@ -144,6 +146,6 @@ def edge_loss(error: Tensor) -> Tensor:
     return (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
 
 
-def psnr(squared: Tensor) -> float:
+def psnr(squared: Tensor) -> Tensor:
     """dB of a mean squared error of pictures in [-1, 1]."""
-    return (10 * torch.log10(4 / squared.detach().clamp(min=1e-10))).item()
+    return 10 * torch.log10(4 / squared.detach().clamp(min=1e-10))
