@@ -28,7 +28,12 @@ class Recipe:
         return Recipe(
             replace(self.vae, images=64, clips=32),
             replace(self.text, batch=512),
-            replace(self.dit, images=Diet(1, 256, 4096, 16), clips=Diet(5, 128, 2048, 16)),
+            replace(
+                self.dit,
+                images=Diet(1, 256, 4096, 16),
+                clips=Diet(5, 128, 2048, 16),
+                pace=replace(self.dit.pace, lap=1.0),  # what they undo at first is soon learnt again
+            ),
         )
 
 
@@ -77,7 +82,7 @@ TINY_COGVIDEOX = Recipe(
         width=96,
         images=Diet(frames=1, batch=12, first=1024, fresh=3),
         clips=Diet(frames=5, batch=4, first=1024, fresh=1),  # a lap learns 192 by heart
-        pace=Pace(decay=0.25, ema=0.995, last_ema=0.998),
+        pace=Pace(decay=0.25, lap=0.35, ema=0.995, last_ema=0.998),
     ),
 )
 TINY_WAN = Recipe(
@@ -111,7 +116,8 @@ TINY_WAN = Recipe(
             longest=1024,
         ),
         settled=0.7,  # as noisy as 0.85 of the other's schedule
-        walks=0.25,  # where its text has no place, left and right are slow to be told apart
+        # where its text has no place, left and right are slow to be told apart, and so is what leans
+        slow_verbs={"walks": 0.2, "bows": 0.2},
         lean=0.8,  # its schedule leans to noise by itself
         begins_as="tiny-cogvideox",
         images_only=0.4,  # for the blocks that it begins with have seen movement

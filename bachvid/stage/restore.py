@@ -58,6 +58,7 @@ def past(part: dict[str, Any]) -> State:
     """Where a part's training stood, from the record that `export` kept of it."""
     return State(
         step=part["steps"],
+        optimizers_from=part["steps"],
         seconds=60 * part["minutes"],
         curve=part["curve"],
         inspections=part["measured"],

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--more",
         type=float,
         metavar="MINUTES",
-        help="so many minutes more, the rates falling from full to nothing: for weights that are trained",
+        help="so many minutes more, the rates falling to nothing: for weights that are trained",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

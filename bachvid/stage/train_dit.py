@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from bachvid.stage.watch import attention_finds_puppet, caption_spans, sides_tol
 from bachvid.stage.world import Clip, sample_clip, walking
 from bachvid.story import find_model
 
-_DRAWS = 32  # of clips among which a walk is looked for: one in eight walks
+_DRAWS = 32  # of clips among which a verb is looked for: it is one of eight
 _AHEAD = 16  # batches whose fresh entries are encoded at once
 
 
@@ -66,7 +67,9 @@ class DiTRecipe:
     focus: float = 4.0  # how much more an error in the puppet weighs
     settled: float = 0.85  # share of the noise below which it does: above, nobody knows yet where it will be
     led: float = 0.5  # share of the clips of which one frame is shown clearer, for the others to follow
-    walks: float = 0.0  # share of the clips drawn for their walk, which alone tells one way from the other
+    slow_verbs: Mapping[str, float] = field(
+        default_factory=dict
+    )  # the share drawn for each, beside all others
     lean: float = 0.6  # below 1, noisier lessons are the more frequent ones: there forms arise
     begins_as: str | None = None  # the model under weights/ whose blocks it takes over
     caption_dropout: float = 0.1
@@ -265,11 +268,15 @@ class DiTTask:
         return size
 
     def _entry(self, pool: Pool, size: int, rng: random.Random) -> int:
-        """One of the first `size` entries; a walk when the lot says so, as far as a few draws find one."""
-        if pool.frames == 1 or rng.random() >= self.recipe.walks:
+        """One of the first `size` entries, of a slow verb when the lot says so and a few draws find it."""
+        slow, lot = self.recipe.slow_verbs, rng.random()
+        verb = next(
+            (verb for verb, up_to in zip(slow, accumulate(slow.values()), strict=True) if lot < up_to), None
+        )
+        if verb is None:
             return rng.randrange(size)
         draws = [rng.randrange(size) for _ in range(_DRAWS)]
-        return next((entry for entry in draws if pool.clip(entry).verb == "walks"), draws[-1])
+        return next((entry for entry in draws if pool.clip(entry).verb == verb), draws[-1])
 
 
 @cache

@@ -33,12 +33,13 @@ class Pace:
 
     warmup: int = 50  # steps
     decay: float = 0.45  # the last share of the budget, over which the rates fall linearly to nothing
+    lap: float = 1.0  # what a lap begins with, of the full rates: see `Budget`
     ema: float = 0.998  # of every step, while the rates are full
     last_ema: float = 0.9995  # at the end, where the weights hardly move
     clip: float = 1.0  # largest norm of a gradient
 
     def rate(self, step: int, progress: float) -> float:
-        """What to multiply every learning rate with."""
+        """What to multiply every learning rate with; steps count from where the optimizers were new."""
         return min((step + 1) / self.warmup, (1 - progress) / self.decay, 1.0)
 
     def average(self, step: int, progress: float) -> float:
@@ -93,6 +94,7 @@ class State:
     """Where a training stands; everything that a checkpoint holds beside weights and optimizers."""
 
     step: int = 0
+    optimizers_from: int = 0  # the step at which they were new: what is shipped has none
     seconds: float = 0.0
     lap: float | None = None  # the seconds at which it began, while one is under way: see `Budget`
     curve: list[list[float]] = field(default_factory=list)  # [step, seconds, loss], every LOG_SECONDS
@@ -111,8 +113,8 @@ class Budget:
     """How long a part trains; one of three.
 
     `minutes` and `steps` count from the very beginning; two runs of as many steps are equal to the last bit.
-    `more` are minutes of a lap: the last of a training, in which the rates fall from full to nothing, run
-    once more from wherever it stands, on a faster machine perhaps.
+    `more` are minutes of a lap: the last of a training, in which the rates fall to nothing, run once more
+    from wherever it stands, on a faster machine perhaps. It begins with the rates that its pace says.
     """
 
     minutes: float | None = None
@@ -130,7 +132,7 @@ class Budget:
             share = state.step / self.steps
         elif self.more is not None:
             spent = (seconds - (state.lap or 0.0)) / (60 * self.more or 1e-9)
-            share = 1 - pace.decay * (1 - spent)
+            share = 1 - pace.decay * pace.lap * (1 - spent)
         else:
             share = seconds / (60 * (self.minutes or 1e-9))
         return min(share, 1.0)
@@ -221,7 +223,7 @@ def train(task: Task, budget: Budget, work: Work, team: Team) -> tuple[nn.Module
     pace = task.recipe.pace
     while (progress := budget.progress(state, team.agree(state.seconds), pace)) < 1:
         began = time.monotonic()
-        set_rates(task, rates, pace.rate(state.step, progress))
+        set_rates(task, rates, pace.rate(state.step - state.optimizers_from, progress))
         facts = one_step(task, averaged, state.step, progress, team)
         state.step += 1
         state.seconds += time.monotonic() - began
