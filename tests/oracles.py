@@ -56,6 +56,23 @@ def mask(layers: Sequence[tuple[Tensor, Tensor]], spans: Sequence[Tensor], token
     return background <= character
 
 
+def mask_by_otsu(layers: Sequence[tuple[Tensor, Tensor]], spans: Sequence[Tensor], tokens: int) -> Tensor:
+    """The sums of Eq. 4, each over its mean, and the cut through their differences that tells most.
+
+    A cut tells as much as the means of its two sides differ, squared, by the sides' shares (Otsu 1979).
+    """
+    both = [span_means(q, k, spans, tokens) for q, k in layers]
+    background, character = (torch.stack(sums).sum(0) for sums in zip(*both, strict=True))
+    lead = character / character.mean() - background / background.mean()
+    told = [(0.0, torch.zeros(tokens, dtype=torch.bool))]
+    for cut in lead.sort().values:
+        upper = lead > cut
+        if upper.any():
+            share, apart = upper.double().mean(), lead[upper].mean() - lead[~upper].mean()
+            told.append((float(share * (1 - share) * apart**2), upper))
+    return max(told, key=lambda cut: cut[0])[1]
+
+
 def similarities(frame: Sequence[Tensor], identity: Sequence[Tensor], normalize: bool) -> Tensor:
     """Eq. 7: S (N, N), for the attention outputs (N, C) of each layer; with `normalize` cosines (Eq. 5)."""
     total = torch.zeros(len(frame[0]), len(identity[0]), dtype=frame[0].dtype)

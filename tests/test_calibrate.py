@@ -154,10 +154,12 @@ def boxes() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_ious_of_layers_and_of_their_sum() -> None:
     scores, truth = boxes()
-    assert mask_ious(scores, truth)[0, 0].tolist() == pytest.approx([1, 1 / 3, 0.5])
-    assert fused_ious(scores, truth, (2,))[0, 0] == pytest.approx(1 / 3)
-    assert fused_ious(scores, truth, (1, 2, 3))[0, 0] == pytest.approx(4 / 6)  # a sum of 2 against 1.5
-    assert np.isnan(mask_ious(scores, truth & False)).all()
+    assert mask_ious(scores, truth, "compare")[0, 0].tolist() == pytest.approx([1, 1 / 3, 0.5])
+    assert fused_ious(scores, truth, (2,), "compare")[0, 0] == pytest.approx(1 / 3)
+    assert fused_ious(scores, truth, (1, 2, 3), "compare")[0, 0] == pytest.approx(
+        4 / 6
+    )  # a sum of 2 against 1.5
+    assert np.isnan(mask_ious(scores, truth & False, "compare")).all()
 
 
 def test_a_shift_costs_its_squared_length_and_no_movement_what_the_truth_moved() -> None:

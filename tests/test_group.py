@@ -178,6 +178,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half": {"strength": 0.5},
     "half of the background": {"bg_strength": 0.5},
     "mask over text": {"mask_softmax": "text"},
+    "mask by Otsu": {"mask_split": "otsu"},
     "refresh": {"refresh": True},
     "refresh, mask first": {"refresh": True, "tau_mask": 0},
     "every layer": {"kv_layers": (1, 2, 3, 4), "mask_layers": (4,), "match_layers": (1,)},

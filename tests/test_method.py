@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bachvid.method.attends import Inject, Lent, TextMass
-from bachvid.method.mask import Keys, Spans, foreground, grow, smooth
+from bachvid.method.mask import Keys, Spans, foreground, grow, smooth, upper_class
 from bachvid.method.match import Matches, match, places, side_by_side
 from bachvid.method.recipe import MODES, PRESETS, Mode, Recipe, load_preset, own_recipe
 from bachvid.method.scout import believable
@@ -88,12 +88,26 @@ def test_mask_is_that_of_dense_softmaxes(
         summed = summed + mass.scores
     if over == "all":
         assert torch.equal(foreground(summed), oracles.mask(layers, spans, grid.tokens))
+        assert torch.equal(foreground(summed, "otsu"), oracles.mask_by_otsu(layers, spans, grid.tokens))
 
 
 def test_a_tie_is_foreground() -> None:
     """Eq. 3 compares with "at most"."""
     scores = torch.tensor([[0.25, 0.5, 0.125], [0.25, 0.25, 0.5]])
     assert foreground(scores).tolist() == [True, False, True]
+
+
+def test_by_otsu_a_part_that_draws_more_attention_everywhere_has_no_advantage() -> None:
+    shown = random(4, 30) > 0.5  # three videos, or layers, or steps at once
+    scores = torch.stack([2 - 1.5 * shown, 1 + 2.0 * shown]) + 0.1 * random(2, 4, 30)
+    assert torch.equal(foreground(scores, "otsu"), shown)
+    assert torch.equal(foreground(scores * torch.tensor([9.0, 1.0]).view(2, 1, 1), "otsu"), shown)
+    assert not torch.equal(foreground(scores * torch.tensor([9.0, 1.0]).view(2, 1, 1)), shown)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_values_that_are_all_alike_have_no_upper_class(n: int) -> None:
+    assert not upper_class(torch.full((2, n), 0.3)).any()
 
 
 @pytest.mark.parametrize("grid", [Grid(2, 6, 9), Grid(3, 1, 7), Grid(1, 4, 4)], ids=str)

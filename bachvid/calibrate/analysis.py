@@ -99,8 +99,9 @@ class Analysis:
 
     def fused_ious(self, layers: Layers) -> Array:
         """IoU (V, S) of the masks that these layers make together, of all videos."""
+        split = self.studio.recipe.mask_split
         return np.concatenate(
-            [fused_ious(group.observed.scores, group.masks, layers) for group in self.groups()]
+            [fused_ious(group.observed.scores, group.masks, layers, split) for group in self.groups()]
         )
 
     def fuse(self, layers: Layers) -> Iterator[MatchScores]:

@@ -47,7 +47,7 @@ class Evidence:
         grid = analysis.studio.grid()
         ious, matches, still, shares = [], [], [], []
         for group in analysis.groups():
-            ious.append(mask_ious(group.observed.scores, group.masks))
+            ious.append(mask_ious(group.observed.scores, group.masks, analysis.studio.recipe.mask_split))
             matches.append(match_scores(group.observed.partner, group.partners, grid))
             still.append(same_place_scores(group.partners, grid))
             shares += [mask.float().mean().item() for mask in group.masks if mask.any()]

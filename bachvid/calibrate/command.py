@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from bachvid.calibrate.analysis import Analysis
 from bachvid.calibrate.choose import MASK_RULES, MATCH_RULES, MOST_LAYERS, VITAL_RULES
@@ -23,6 +25,7 @@ from bachvid.errors import UsageError
 from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.studio import Studio, timesteps_of
 from bachvid.method.identity import fingerprint
+from bachvid.method.mask import Split
 from bachvid.method.recipe import own_recipe
 from bachvid.method.spans import Parts
 from bachvid.models.checkpoint import open_checkpoint
@@ -58,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--steps", type=int, metavar="N", help="denoising steps; the preset's")
     flag("--seed", type=int, default=0, help="of the groups and their noise: 0")
     flag("--masks", choices=MASK_RULES, default="ratio", help="the rule for mask layers, the paper's: ratio")
+    flag("--mask-split", choices=get_args(Split), help="how a mask is told from the rest; the preset's")
     flag("--ratio", type=float, default=0.7, help="of the best IoU, that mask layers reach: 0.7")
     flag("--most-layers", type=int, default=MOST_LAYERS, metavar="N", help=f"for masks: {MOST_LAYERS}")
     flag("--match-rule", choices=MATCH_RULES, default="calm", help="for match layers, the paper's: calm")
@@ -82,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
     device = usable_device(args.device) or best_device()
     dtype = DTYPES[args.dtype] if args.dtype else best_dtype(device, checkpoint)
     recipe = recipe.at(timesteps_of(checkpoint, args.steps or recipe.steps))
+    recipe = replace(recipe, mask_split=args.mask_split or recipe.mask_split)
     left_out = min(args.left_out, len(stories))
     cost = estimate(checkpoint, recipe.steps, len(stories), len(stories[0]), left_out, CHECKED, dtype)
     console.say(

@@ -13,7 +13,7 @@ from bachvid.calibrate.procedure import Found
 from bachvid.calibrate.profile import same_place_scores
 from bachvid.calibrate.select import Layers, Selection
 from bachvid.calibrate.sheets import mask_grid, match_grid, skip_sheet
-from bachvid.method.mask import foreground
+from bachvid.method.mask import Split, foreground
 from bachvid.pictures.frames import Frames
 
 COLUMNS = 5  # steps shown
@@ -26,11 +26,11 @@ def make_gallery(analysis: Analysis, found: Found) -> Mapping[str, Frames]:
     """
     number, group = most_moved(analysis)
     identity, frames = analysis.video(number, 0), analysis.video(number, 1)
-    grid = tuple(analysis.studio.grid())
+    grid, split = tuple(analysis.studio.grid()), analysis.studio.recipe.mask_split
     there, here = (mask.view(grid) for mask in group.masks[:2])
     mask, match, kv = (found.selections[name] for name in ("mask", "match", "kv"))
     pictures = {
-        "mask_grid": mask_grid(frames, here, mask_rows(group, mask, grid), steps_of(group, mask)),
+        "mask_grid": mask_grid(frames, here, mask_rows(group, mask, grid, split), steps_of(group, mask)),
         "skip_sheet": skip_sheet(analysis.video(0, 0), analysis.videos_without(0), kv.layers),
     }
     if there.any() and here.any():
@@ -48,13 +48,13 @@ def most_moved(analysis: Analysis) -> tuple[int, Group]:
     return number, next(islice(analysis.groups(), number, None))
 
 
-def mask_rows(group: Group, selection: Selection, grid: Sequence[int]) -> dict[str, Tensor]:
+def mask_rows(group: Group, selection: Selection, grid: Sequence[int], split: Split) -> dict[str, Tensor]:
     """Masks (steps, T, h, w) of the frame video by some single layers, by all, and by the chosen ones."""
     scores = group.observed.scores[1, steps_of(group, selection)].float()  # S L 2 N
     rows = {f"layer {n}": scores[:, n - 1] for n in single_layers(selection, scores.shape[1])}
     rows["all layers"] = scores.sum(1)
     rows["chosen"] = scores[:, [n - 1 for n in selection.layers]].sum(1)
-    return {name: foreground(row.movedim(1, 0)).view(-1, *grid) for name, row in rows.items()}
+    return {name: foreground(row.movedim(1, 0), split).view(-1, *grid) for name, row in rows.items()}
 
 
 def match_rows(group: Group, selection: Selection, fused: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bachvid.evaluate.metrics import match_errors, movements
-from bachvid.method.mask import foreground
+from bachvid.method.mask import Split, foreground
 from bachvid.models.grid import Grid
 
 Array = NDArray[np.float64]  # NaN where nothing could be measured
@@ -35,16 +35,16 @@ class MatchScores(NamedTuple):
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def mask_ious(scores: Tensor, truth: Tensor) -> Array:
+def mask_ious(scores: Tensor, truth: Tensor, split: Split) -> Array:
     """IoU (V, S, L) of the masks of single layers (Eq. 3), scores (V, S, L, 2, N), with the truth (V, N)."""
-    masks = foreground(scores.movedim(-2, 0))  # V S L N
+    masks = foreground(scores.float().movedim(-2, 0), split)  # V S L N
     return _ious(masks, truth[:, None, None])
 
 
-def fused_ious(scores: Tensor, truth: Tensor, layers: tuple[int, ...]) -> Array:
+def fused_ious(scores: Tensor, truth: Tensor, layers: tuple[int, ...], split: Split) -> Array:
     """IoU (V, S) of the masks that these layers make together (Eq. 4), counted from 1."""
     chosen = scores[:, :, [layer - 1 for layer in layers]].float().sum(2)  # V S 2 N
-    return _ious(foreground(chosen.movedim(-2, 0)), truth[:, None])
+    return _ious(foreground(chosen.movedim(-2, 0), split), truth[:, None])
 
 
 def match_scores(partner: Tensor, truth: Tensor, grid: Grid) -> MatchScores:

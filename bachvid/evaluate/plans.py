@@ -29,6 +29,7 @@ TAUS, PAPER_STEPS = (3, 5, 10, 15), 50  # Table 4
 SIZES = {"small": 10 / 42, "paper": 15 / 42, "large": 20 / 42}  # Table 4: vital layers of the 42
 OPTIONS: Mapping[str, tuple[Any, ...]] = {  # what the paper leaves open: a field of the recipe, its values
     "mask_softmax": ("all", "text"),
+    "mask_split": ("compare", "otsu"),
     "normalize": (True, False),
     "window": ("all", "frame"),
     "min_similarity": (None, 0.5, 0.8),

@@ -36,7 +36,7 @@ class Look:
     def mask(self) -> Tensor:
         """The foreground (N,) bool, from the scores of all mask layers together (Eq. 4)."""
         scores = sum((mass.scores for mass in self.masses.values()), start=self.spans.character.new_zeros(()))
-        mask = foreground(scores)
+        mask = foreground(scores, self.recipe.mask_split)
         return smooth(mask, self.grid) if self.recipe.smooth else mask
 
     def features(self) -> Tensor:

@@ -12,6 +12,7 @@ from bachvid.models.attention import attend_with_lse
 from bachvid.models.grid import Grid
 
 Keys = Literal["all", "text"]
+Split = Literal["compare", "otsu"]
 
 
 class Spans(NamedTuple):
@@ -45,10 +46,27 @@ def span_scores(q: Tensor, k: Tensor, spans: Spans, tokens: int, over: Keys = "a
     return torch.stack(scores)
 
 
-def foreground(scores: Tensor) -> Tensor:
-    """The mask (N,) bool from scores (2, N) of one layer (Eq. 3) or summed over the mask layers (Eq. 4)."""
-    background, character = scores
-    return background <= character
+def foreground(scores: Tensor, split: Split = "compare") -> Tensor:
+    """The mask (..., N) bool from scores (2, ..., N) of one layer (Eq. 3) or summed over layers (Eq. 4).
+
+    The equations "compare" what a token gives to the two parts of the prompt. By "otsu" it is compared with
+    what all tokens give, so that a part which draws more attention everywhere has no advantage, and the
+    foreground begins where the video's tokens are best told apart.
+    """
+    if split == "compare":
+        background, character = scores
+        return background <= character
+    background, character = scores / scores.mean(-1, keepdim=True)
+    return upper_class(character - background)
+
+
+def upper_class(values: Tensor) -> Tensor:
+    """Which of the values (..., N) lie in the upper of the two classes that vary least within (Otsu 1979)."""
+    ordered, n = values.sort(-1).values, values.shape[-1]
+    count = torch.arange(1, n + 1, device=values.device)  # of the lower class
+    short = ordered.mean(-1, keepdim=True) * count - ordered.cumsum(-1)  # what it lacks to the mean of all
+    between = short.square() / (count * (n - count)).clamp(min=1)
+    return values > ordered.gather(-1, between.argmax(-1, keepdim=True))
 
 
 def smooth(mask: Tensor, grid: Grid) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bachvid.method.mask import Keys
+from bachvid.method.mask import Keys, Split
 from bachvid.models.attention import Site
 
 Mode = Literal["both", "fg", "bg", "off"]
@@ -34,6 +34,7 @@ class Recipe:
     strength: float = 1.0  # of borrowed keys beside own ones in the softmax of Eq. 14; at 0 none counts
     bg_strength: float | None = None  # of those of the background among them; None: the same
     mask_softmax: Keys = "all"  # the keys that the softmax of Eq. 1 runs over where masks are read
+    mask_split: Split = "compare"  # how Eq. 3 tells foreground from the rest: see `mask.foreground`
     margin: int = 0  # tokens around either foreground that are not borrowed as background
     normalize: bool = True  # cosine in every layer before the sum; off: Eq. 7 as printed
     window: Literal["all", "frame"] = "all"  # match among all identity tokens, or in the same latent frame
