@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bachvid.calibrate import select
 from bachvid.calibrate.choose import Evidence, choose_vital, rank_matches
+from bachvid.calibrate.consensus import Consensus, agreed_partners
 from bachvid.calibrate.observe import Observed, fused_partners, observe
 from bachvid.calibrate.profile import (
     MatchScores,
@@ -24,6 +25,7 @@ from bachvid.calibrate.profile import (
     random_mse,
     same_place_scores,
 )
+from bachvid.calibrate.truth import Watched
 from bachvid.calibrate.vital import made_without, without
 from bachvid.evaluate.studio import Studio
 from bachvid.method.denoiser import Denoiser, Prompt
@@ -196,6 +198,41 @@ def test_random_partners_cost_what_the_closed_form_says() -> None:
     guess, true = torch.randint(grid.tokens, (2, 200, grid.tokens), generator=generator)
     found = match_scores(guess, true[..., None], grid).mse.mean()
     assert found == pytest.approx(random_mse(grid), rel=0.02)
+
+
+# Self-consistency: what stands in for truth where nobody else is asked (metrics.md 6.4.6).
+
+
+def test_layers_and_later_steps_agree_on_masks_however_loud_single_ones_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shown = torch.rand(2, 24, generator=generator) < 0.3
+    scores = 1 + torch.stack([-0.5 * shown, 2.0 * shown], 1)[:, None, None].repeat(1, 4, 3, 1, 1)  # V S L 2 N
+    scores[:, :2] = scores[:, :2].flip(-1)  # early steps see it elsewhere
+    loud = torch.tensor([1.0, 1.0, 50.0]).view(3, 1, 1)
+    mute = torch.tensor([0, 0, 1]).bool()
+    scores[..., mute, 1, :] = 1.0  # the loudest layer cannot tell
+    partner = torch.arange(24).expand(1, 4, 3, 24).int()
+    observed = Observed((scores * loud).half(), partner, torch.zeros(()))
+    known = Consensus().of(Watched(observed, iter(())), Grid(2, 3, 4))
+    assert torch.equal(known.masks, shown)
+    still = torch.arange(24).view(24, 1).expand(24, 2)
+    own_frame = torch.arange(24)[:, None] // 12 == torch.arange(2)
+    expected = torch.where((shown[0] & shown[1])[:, None] & own_frame, still, -1)
+    assert torch.equal(known.partners, expected[None])
+
+
+@pytest.mark.parametrize(("strays", "known"), [(0, True), (3, True), (4, False)])
+def test_a_partner_is_known_where_most_votes_are_near_it(strays: int, known: bool) -> None:
+    grid, everywhere = Grid(1, 4, 5), torch.ones(20, dtype=torch.bool)
+    votes = torch.full((7, 20), 11)  # row 2, column 1
+    votes[5] = 12  # next to it
+    votes[6] = 6  # and above
+    votes[:strays, 0] = torch.tensor([0, 4, 19, 15])[:strays]  # the corners: their median is not moved
+    partners = agreed_partners(votes, everywhere, everywhere, grid)
+    assert partners[0].item() == (11 if known else -1) and (partners[1:] == 11).all()
+    nowhere = ~everywhere
+    assert (agreed_partners(votes, nowhere, everywhere, grid) == -1).all()
+    assert (agreed_partners(votes, everywhere, nowhere, grid) == -1).all()
 
 
 # Selection: item 9, on profiles made by hand.

@@ -18,7 +18,7 @@ from bachvid.calibrate.command import begin
 from bachvid.calibrate.estimate import estimate
 from bachvid.calibrate.procedure import Found, Rules, calibrate
 from bachvid.calibrate.record import write_record
-from bachvid.calibrate.truth import Seen, StageJudge
+from bachvid.calibrate.truth import Eyes, Seen, StageJudge
 from bachvid.console import Console
 from bachvid.evaluate.studio import Studio
 from bachvid.method.recipe import load_preset, own_recipe
@@ -38,7 +38,7 @@ STEPS = 3
 RULES = Rules(masks="fused", ratio=0.7, most=15, matches="calm", match_count=2, vital="top", vital_count=1)
 
 
-class Box:
+class Box(Eyes):
     """Says that the character fills the left half of every frame, and that one token moved by one."""
 
     about = "a box"
@@ -138,6 +138,25 @@ def test_videos_without_a_character_are_told(tmp_path: Path, capsys: pytest.Capt
     flags = ["--steps", "2", "--groups", "1", "--left-out", "1", "--out", str(tmp_path / "out")]
     assert main(["calibrate", str(model), *flags]) == 2
     assert "No character is found in the videos" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_calibrated_by_itself_alone(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stories, out, preset = tmp_path / "stories.txt", tmp_path / "out", tmp_path / "preset.json"
+    stories.write_text("a quiet meadow#a red fox#waves\na quiet meadow#a red fox#walks to the left\n")
+    flags = ["--stories", str(stories), "--steps", "4", "--out", str(out), "--preset", str(preset)]
+    assert main(["calibrate", str(model), *flags, "--truth", "self"]) == 2
+    assert "--vital all" in capsys.readouterr().err and not out.exists()
+    assert main(["calibrate", str(model), *flags, "--truth", "self", "--vital", "all"]) == 0
+    said = capsys.readouterr().out
+    assert "0 without a layer" in said and "self-consistency" in said
+    assert load_preset(preset).kv_layers == (1, 2, 3)
+    assert json.loads((out / "run.json").read_text())["judge"] == "nobody"
+    assert (
+        not (out / "figures" / "vital.json").exists()
+        and "self-consistency" in (out / "report.html").read_text()
+    )
 
 
 def test_a_plan_costs_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from bachvid.calibrate.observe import Observed, fused_partners, observe
 from bachvid.calibrate.profile import Array, MatchScores, by_movement, fused_ious, match_scores
 from bachvid.calibrate.select import Layers
-from bachvid.calibrate.truth import Judge, Judged, Truth, seen_tokens
+from bachvid.calibrate.truth import Judge, Judged, Truth, Video, Watched
 from bachvid.calibrate.vital import change, made_without
 from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.studio import Studio, pre_run, together
@@ -34,7 +34,7 @@ class Group:
 
     observed: Observed
     masks: Tensor  # V N bool
-    partners: Tensor  # V-1 N T int64: see `Truth.partners`
+    partners: Tensor  # V-1 N T int64: see `Eyes.partners`
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Analysis:
 
     studio: Studio
     truth: Truth
-    judge: Judge
+    judge: Judge | None  # None: nobody says how good videos look
     stories: Sequence[Sequence[Parts]]  # the videos of every group, the identity first
     seed: int
     folder: Path
@@ -82,13 +82,11 @@ class Analysis:
         grid = self.studio.grid()
         for number, story in enumerate(self.stories):
             if not (path := self._path("truth", number)).exists():
-                seen = [
-                    self.truth.see(f"{number:03}-{n}", self.video(number, n), parts)
-                    for n, parts in enumerate(story)
-                ]
-                masks = torch.stack([seen_tokens(each, grid) for each in seen])
-                partners = torch.stack([self.truth.partners(frame, seen[0], grid) for frame in seen[1:]])
-                save({"masks": masks, "partners": partners}, path)
+                observed = Observed(**load_file(self._path("groups", number)))
+                videos = (
+                    Video(f"{number:03}-{n}", self.video(number, n), parts) for n, parts in enumerate(story)
+                )
+                save(self.truth.of(Watched(observed, videos), grid)._asdict(), path)
             yield number
 
     def groups(self) -> Iterator[Group]:
@@ -125,13 +123,14 @@ class Analysis:
 
     def leave_out(self, videos: int) -> Iterator[tuple[int, int]]:
         """Scores the first `videos` identity videos without each layer, yielding group and layer."""
-        done = self.ledger.done()
+        assert self.judge is not None
+        judge, done = self.judge, self.ledger.done()
         for number in range(videos):
             full = None
             for layer in range(len(self.studio.model.blocks) + 1):  # 0: nothing is left out
                 if f"{number}/{layer}" not in done:
-                    full = full or self.judge.judge(self.video(number, 0))
-                    self.ledger.add(f"{number}/{layer}", self._scored(number, layer, full))
+                    full = full or judge.judge(self.video(number, 0))
+                    self.ledger.add(f"{number}/{layer}", self._scored(judge, number, layer, full))
                 yield number, layer
 
     def videos_without(self, number: int) -> dict[int, Frames]:
@@ -172,13 +171,13 @@ class Analysis:
         final = load_file(self._path("groups", group))["trajectory"][number, -1:]
         return self.studio.develop(final.to(self.device))
 
-    def _scored(self, number: int, layer: int, full: Judged) -> dict[str, float]:
+    def _scored(self, judge: Judge, number: int, layer: int, full: Judged) -> dict[str, float]:
         started, judged = time.perf_counter(), full
         if layer:
             latents = made_without(self.studio, self.prompts(number)[0], self.seeds(number)[0], layer)
             save({"latents": latents}, self._path(f"without-{layer}", number))
-            judged = self.judge.judge(self.studio.develop(latents))
-        likeness = self.judge.likeness(full, judged)
+            judged = judge.judge(self.studio.develop(latents))
+        likeness = judge.likeness(full, judged)
         return {"quality": judged.quality, "likeness": likeness, "seconds": time.perf_counter() - started}
 
     def _fused(self, number: int, layers: Layers) -> Path:

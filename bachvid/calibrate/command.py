@@ -17,7 +17,7 @@ from bachvid.calibrate.choose import MASK_RULES, MATCH_RULES, MOST_LAYERS, VITAL
 from bachvid.calibrate.estimate import estimate
 from bachvid.calibrate.procedure import CHECKED, Rules, calibrate
 from bachvid.calibrate.provide import add_arguments as add_truth
-from bachvid.calibrate.provide import find_truth
+from bachvid.calibrate.provide import find_truth, has_judge
 from bachvid.calibrate.record import write_record
 from bachvid.calibrate.truth import Judge, Truth
 from bachvid.console import Console
@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
     dtype = DTYPES[args.dtype] if args.dtype else best_dtype(device, checkpoint)
     recipe = recipe.at(timesteps_of(checkpoint, args.steps or recipe.steps))
     recipe = replace(recipe, mask_split=args.mask_split or recipe.mask_split)
-    left_out = min(args.left_out, len(stories))
+    left_out = min(args.left_out, len(stories)) if has_judge(args, is_of_stage(folder)) else 0
     cost = estimate(checkpoint, recipe.steps, len(stories), len(stories[0]), left_out, CHECKED, dtype)
     console.say(
         f"{folder.name}: {cost.sentence((args.tflops or TFLOPS.get(device.type, TFLOPS['cpu'])) * 1e12)}"
@@ -99,6 +99,7 @@ def main(args: argparse.Namespace) -> int:
         out = args.out or Path("calibrations") / folder.name
         truth, judge = find_truth(args, is_of_stage(folder), device, console.say)
         analysis = begin(studio, truth, judge, stories, args.seed, out, folder, checkpoint.format.fps)
+    console.say(f"held against {truth.about}")
     rules = Rules(
         masks=args.masks,
         ratio=args.ratio,
@@ -121,7 +122,7 @@ def main(args: argparse.Namespace) -> int:
 def begin(
     studio: Studio,
     truth: Truth,
-    judge: Judge,
+    judge: Judge | None,
     stories: Sequence[Sequence[Parts]],
     seed: int,
     out: Path,
@@ -137,7 +138,7 @@ def begin(
         "seed": seed,
         "videos": {name: getattr(recipe, name) for name in watched},
         "truth": truth.about,
-        "judge": judge.about,
+        "judge": judge.about if judge else "nobody",
         "stories": [[parts.prompt(recipe.character_first) for parts in story] for story in stories],
     }
     out.mkdir(parents=True, exist_ok=True)

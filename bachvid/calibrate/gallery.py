@@ -31,8 +31,10 @@ def make_gallery(analysis: Analysis, found: Found) -> Mapping[str, Frames]:
     mask, match, kv = (found.selections[name] for name in ("mask", "match", "kv"))
     pictures = {
         "mask_grid": mask_grid(frames, here, mask_rows(group, mask, grid, split), steps_of(group, mask)),
-        "skip_sheet": skip_sheet(analysis.video(0, 0), analysis.videos_without(0), kv.layers),
     }
+    if analysis.judge is not None:
+        without = analysis.videos_without(0)
+        pictures["skip_sheet"] = skip_sheet(analysis.video(0, 0), without, kv.layers)
     if there.any() and here.any():
         rows = match_rows(group, match, analysis.fused_partners(number, match.layers))
         steps, truth = steps_of(group, match), group.partners[0]

@@ -57,16 +57,7 @@ def calibrate(analysis: Analysis, console: Console, rules: Rules, left_out: int)
     match, match_figure = settle_matches(evidence, match, match_figure, MatchScores.joined(fused))
     assert mask.tau is not None and match.tau is not None
     match_figure["by_movement"] = analysis.by_movement(match.layers, match.tau)
-    layers = len(studio.model.blocks)
-    with console.stage("leave out"):
-        pieces = left_out * (layers + 1)
-        for _ in console.follow(analysis.leave_out(left_out), pieces, "videos without a layer"):
-            pass
-    quality, likeness = (analysis.without(score, left_out) for score in ("quality", "likeness"))
-    count = rules.vital_count or papers_share(studio.recipe, layers)
-    kv, vital_figure = choose_vital(
-        quality, likeness, analysis.judge.about, rules.vital, count, analysis.seed
-    )
+    kv, vital_figure = vital_layers(analysis, console, rules, left_out)
     recipe = replace(
         studio.recipe,
         mask_layers=mask.layers,
@@ -80,7 +71,24 @@ def calibrate(analysis: Analysis, console: Console, rules: Rules, left_out: int)
     with console.stage("check"):
         acts = closing_check(analysis, console, recipe)
     figures = {"mask": mask_figure, "match": match_figure, "vital": vital_figure, "acts": acts}
-    return Found(recipe, {"mask": mask, "match": match, "kv": kv}, figures)
+    told = {name: figure for name, figure in figures.items() if figure}
+    return Found(recipe, {"mask": mask, "match": match, "kv": kv}, told)
+
+
+def vital_layers(
+    analysis: Analysis, console: Console, rules: Rules, left_out: int
+) -> tuple[Selection, dict[str, Any]]:
+    """The layers that lend, by what videos lose without each, and its figure; all, if nobody judges."""
+    layers = len(analysis.studio.model.blocks)
+    if analysis.judge is None:
+        return Selection("all layers: nobody says how good videos look", {}, tuple(range(1, layers + 1))), {}
+    with console.stage("leave out"):
+        pieces = left_out * (layers + 1)
+        for _ in console.follow(analysis.leave_out(left_out), pieces, "videos without a layer"):
+            pass
+    quality, likeness = (analysis.without(score, left_out) for score in ("quality", "likeness"))
+    count = rules.vital_count or papers_share(analysis.studio.recipe, layers)
+    return choose_vital(quality, likeness, analysis.judge.about, rules.vital, count, analysis.seed)
 
 
 def papers_share(recipe: Recipe, layers: int) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from bachvid.calibrate.aesthetic import Aesthetic
+from bachvid.calibrate.consensus import Consensus
 from bachvid.calibrate.features import Dinov2, EfficientLoFTR, Matcher
 from bachvid.calibrate.pretrained import CLIP, DETECTOR, DINOV2, LOFTR, SEGMENTER, licence
-from bachvid.calibrate.segment import GroundedSam, Masker, MaskFolder
+from bachvid.calibrate.segment import GroundedSam, MaskFolder
 from bachvid.calibrate.truth import Judge, StageJudge, StageTruth, Truth
 from bachvid.calibrate.vision import VisionJudge, VisionTruth
 from bachvid.errors import UsageError
@@ -22,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag(
         "--truth",
-        metavar="stage|vision|FOLDER",
-        help="where the character is: by the stage's readers (shipped models), by vision models, or masks of "
-        "your own, white on black: FOLDER/000-0.mp4 for videos/000-0.mp4 and so on",
+        metavar="stage|vision|self|FOLDER",
+        help="where the character is: by the stage's readers (shipped models), by vision models, by what the "
+        "model's own layers agree in, or masks of your own, white on black: FOLDER/000-0.mp4 for "
+        "videos/000-0.mp4 and so on",
     )
     flag("--matches", choices=("dinov2", "loftr"), default="dinov2", help="who finds places again: dinov2")
     flag("--detector", default=DETECTOR.usual, metavar="MODEL", help=f"{DETECTOR.what}: {DETECTOR.usual}")
@@ -39,27 +42,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find_truth(
     args: argparse.Namespace, of_stage: bool, device: torch.device, say: Callable[[str], None]
-) -> tuple[Truth, Judge]:
+) -> tuple[Truth, Judge | None]:
     """Truth and judge as the flags name them; a line of each model's licence is said.
 
-    WeightsError or UsageError if something that is needed is not there.
+    Where all layers are to lend, nobody need judge videos. WeightsError or UsageError if something that is
+    needed is not there.
     """
-    if (args.truth or ("stage" if of_stage else "vision")) == "stage":
+    kind, judged = truth_kind(args, of_stage), has_judge(args, of_stage)
+    if kind == "stage":
         return StageTruth(), StageJudge()
-    if args.aesthetic is None:
+    if not judged and args.vital != "all":
         raise UsageError(
-            "Who shall say how good a video looks? Name the aesthetic head's file: --aesthetic "
-            "sa_0_4_vit_l_14_linear.pth, from the LAION aesthetic predictor."
+            "Who shall say how good a video looks? Name the LAION aesthetic predictor's file, --aesthetic "
+            "sa_0_4_vit_l_14_linear.pth, or let all layers lend: --vital all."
         )
-    dinov2 = Dinov2(args.dinov2, device)
-    matcher: Matcher = EfficientLoFTR(args.loftr, device) if args.matches == "loftr" else dinov2
-    names = [args.dinov2, args.clip, str(args.aesthetic), *([args.loftr] if args.matches == "loftr" else [])]
-    masker: Masker
-    if args.truth in (None, "vision"):
-        masker = GroundedSam(args.detector, args.segmenter, device)
-        names += [args.detector, args.segmenter]
-    else:
-        masker = MaskFolder(Path(args.truth))
-    for name in names:
-        say(licence(name))
-    return VisionTruth(masker, matcher), VisionJudge(Aesthetic(args.aesthetic, args.clip, device), dinov2)
+    dinov2 = cache(lambda: Dinov2(args.dinov2, device))
+    truth = Consensus() if kind == "self" else vision_truth(args, kind, device, dinov2)
+    judge = VisionJudge(Aesthetic(args.aesthetic, args.clip, device), dinov2()) if judged else None
+    models = {
+        "dinov2": judged or kind != "self",
+        "loftr": kind != "self" and args.matches == "loftr",
+        "clip": judged,
+        "aesthetic": judged,
+        "detector": kind == "vision",
+        "segmenter": kind == "vision",
+    }
+    for flag, used in models.items():
+        if used:
+            say(licence(str(getattr(args, flag))))
+    return truth, judge
+
+
+def truth_kind(args: argparse.Namespace, of_stage: bool) -> str:
+    """Who tells the truth: "stage", "vision", "self", or a folder's name."""
+    return args.truth or ("stage" if of_stage else "vision")
+
+
+def has_judge(args: argparse.Namespace, of_stage: bool) -> bool:
+    """Whether somebody says how good videos look."""
+    return truth_kind(args, of_stage) == "stage" or args.aesthetic is not None
+
+
+def vision_truth(
+    args: argparse.Namespace, kind: str, device: torch.device, dinov2: Callable[[], Dinov2]
+) -> VisionTruth:
+    """Truth by vision models; or by the user's masks in the folder `kind`, whose places they find again."""
+    matcher: Matcher = EfficientLoFTR(args.loftr, device) if args.matches == "loftr" else dinov2()
+    if kind == "vision":
+        return VisionTruth(GroundedSam(args.detector, args.segmenter, device), matcher)
+    return VisionTruth(MaskFolder(Path(kind)), matcher)

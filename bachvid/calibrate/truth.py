@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from bachvid.calibrate.observe import Observed
 from bachvid.evaluate.metrics import token_uv, true_partners
 from bachvid.method.spans import Parts
 from bachvid.models.grid import Grid
@@ -24,19 +27,55 @@ class Seen:
     clues: Any  # whatever its truth needs to find partners
 
 
+class Video(NamedTuple):
+    """A finished vanilla video."""
+
+    name: str
+    frames: Frames  # F H W 3
+    parts: Parts  # what it was to show
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A group of vanilla videos, the identity first: what was observed as they came about, and themselves."""
+
+    observed: Observed
+    videos: Iterator[Video]
+
+
+class Known(NamedTuple):
+    """What is true of a group's videos, in tokens."""
+
+    masks: Tensor  # V N bool: they show the character
+    partners: Tensor  # V-1 N T int64: see `Eyes.partners`
+
+
 class Truth(Protocol):
     """Says what is true of finished videos; `about` names its models, for the record."""
 
     about: str
 
+    def of(self, group: Watched, grid: Grid) -> Known: ...
+
+
+class Eyes(ABC):
+    """A truth that is seen in finished videos, one by one."""
+
+    @abstractmethod
     def see(self, name: str, frames: Frames, parts: Parts) -> Seen:
         """What is true of the video of this name (F, H, W, 3), which was to show these parts."""
 
+    @abstractmethod
     def partners(self, frame: Seen, identity: Seen, grid: Grid) -> Tensor:
         """The identity's token that shows the same place of the character, for each token of a frame video.
 
         One in every latent frame, (N, T) int64; -1 where there is none or nobody knows.
         """
+
+    def of(self, group: Watched, grid: Grid) -> Known:
+        seen = [self.see(*video) for video in group.videos]
+        masks = torch.stack([seen_tokens(each, grid) for each in seen])
+        return Known(masks, torch.stack([self.partners(frame, seen[0], grid) for frame in seen[1:]]))
 
 
 class Judged(NamedTuple):
@@ -57,7 +96,7 @@ class Judge(Protocol):
         """How much of what one video shows the other shows too, at most 1 (Eq. 15)."""
 
 
-class StageTruth:
+class StageTruth(Eyes):
     """Truth on the stage world, by its exact readers."""
 
     about = "the stage's readers"

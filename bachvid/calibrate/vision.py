@@ -7,13 +7,13 @@ from torch import Tensor
 from bachvid.calibrate.aesthetic import Aesthetic
 from bachvid.calibrate.features import Dinov2, Matcher, likeness
 from bachvid.calibrate.segment import Masker
-from bachvid.calibrate.truth import Judged, Seen
+from bachvid.calibrate.truth import Eyes, Judged, Seen
 from bachvid.method.spans import Parts
 from bachvid.models.grid import Grid
 from bachvid.pictures.frames import Frames
 
 
-class VisionTruth:
+class VisionTruth(Eyes):
     """Truth by a masker, which finds the character, and a matcher, which finds its places again."""
 
     def __init__(self, masker: Masker, matcher: Matcher) -> None:
