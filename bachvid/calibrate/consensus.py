@@ -32,7 +32,8 @@ class Consensus:
 
 def agreed_masks(scores: Tensor) -> Tensor:
     """The masks (V, N) of scores (V, S, L, 2, N), where every layer of every step counts as much."""
-    relative = scores.float() / scores.float().mean(-1, keepdim=True)
+    scores = scores.float()
+    relative = scores / scores.mean(-1, keepdim=True)
     return foreground(relative.mean((1, 2)).movedim(1, 0), "otsu")
 
 
@@ -42,10 +43,10 @@ def agreed_partners(votes: Tensor, shown: Tensor, shown_there: Tensor, grid: Gri
     It is the median place of all votes, and known where enough are near it and both masks show it.
     """
     places = grid.places()
-    voted = places[votes]  # K N 3
+    voted = places.short()[votes]  # K N 3, of which there may be a hundred million
     median = voted.median(dim=0).values  # N 3
     near = (voted - median).square().sum(-1) <= 1
-    partner = (median * torch.tensor([grid.height * grid.width, grid.width, 1])).sum(-1)  # N
+    partner = (median.long() * torch.tensor([grid.height * grid.width, grid.width, 1])).sum(-1)  # N
     known = shown & shown_there[partner] & (near.float().mean(0) >= AGREED)
     frame = torch.arange(grid.frames) == places[:, :1]  # N T
     return torch.where(frame & known[:, None], partner[:, None], -1)

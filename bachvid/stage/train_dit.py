@@ -67,9 +67,7 @@ class DiTRecipe:
     focus: float = 4.0  # how much more an error in the puppet weighs
     settled: float = 0.85  # share of the noise below which it does: above, nobody knows yet where it will be
     led: float = 0.5  # share of the clips of which one frame is shown clearer, for the others to follow
-    slow_verbs: Mapping[str, float] = field(
-        default_factory=dict
-    )  # the share drawn for each, beside all others
+    slow_verbs: Mapping[str, float] = field(default_factory=dict)  # what share is drawn for each, beside all
     lean: float = 0.6  # below 1, noisier lessons are the more frequent ones: there forms arise
     begins_as: str | None = None  # the model under weights/ whose blocks it takes over
     caption_dropout: float = 0.1
