@@ -83,8 +83,10 @@ class Analysis:
         for number, story in enumerate(self.stories):
             if not (path := self._path("truth", number)).exists():
                 observed = Observed(**load_file(self._path("groups", number)))
+                ends = observed.trajectory[:, -1:].to(self.device)
                 videos = (
-                    Video(f"{number:03}-{n}", self.video(number, n), parts) for n, parts in enumerate(story)
+                    Video(f"{number:03}-{n}", self.studio.develop(latents), parts)
+                    for n, (latents, parts) in enumerate(zip(ends, story, strict=True))
                 )
                 save(self.truth.of(Watched(observed, videos), grid)._asdict(), path)
             yield number

@@ -11,7 +11,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -267,10 +266,8 @@ class DiTTask:
 
     def _entry(self, pool: Pool, size: int, rng: random.Random) -> int:
         """One of the first `size` entries, of a slow verb when the lot says so and a few draws find it."""
-        slow, lot = self.recipe.slow_verbs, rng.random()
-        verb = next(
-            (verb for verb, up_to in zip(slow, accumulate(slow.values()), strict=True) if lot < up_to), None
-        )
+        slow = self.recipe.slow_verbs
+        (verb,) = rng.choices([*slow, None], [*slow.values(), 1 - sum(slow.values())])
         if verb is None:
             return rng.randrange(size)
         draws = [rng.randrange(size) for _ in range(_DRAWS)]
