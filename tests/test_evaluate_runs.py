@@ -299,6 +299,15 @@ def test_an_option_changes_one_thing(base: Recipe) -> None:
     assert starts == {own.removeprefix("ours_")}
 
 
+@pytest.mark.parametrize("known", [None, 0.5])
+def test_an_option_that_changes_nothing_is_not_asked(known: float | None) -> None:
+    asked = recipes("options", subject(replace(PAPER, strength=0.5, bg_strength=known), ranking=False))
+    assert {name for name in asked if name.startswith("bg_strength")} == {"bg_strength=0.25"}
+    wan = replace(PAPER, mask_kind="cross", token_kind="self")
+    asked = recipes("options", subject(wan, ranking=False))
+    assert not any(name.startswith("mask_softmax") for name in asked)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 20, 50])
 def test_windows_of_injection_fit_the_schedule(steps: int) -> None:
     every, *found = windows(steps)

@@ -295,7 +295,7 @@ class Case:
         partner: Tensor,
         mode: Mode,
         strength: float = 1.0,
-        bg_strength: float | None = None,
+        bg_strength: float = 1.0,
     ) -> Tensor:
         matches = Matches(partner, torch.ones(len(partner)))
         where = places(frame, identity, matches, Grid(1, 1, len(frame)), replace(RECIPE, mode=mode))
@@ -367,8 +367,9 @@ def test_strength_multiplies_what_borrowed_keys_weigh(
     frame, identity = MASKS[masks](grid.tokens)
     partner = torch.randint(grid.tokens, (grid.tokens,), generator=torch.Generator().manual_seed(8))
     case = Case(grid, lead, dtype, rotary=True)
-    both = strength, strength if bg_strength is None else bg_strength
-    got = case.got(frame, identity, partner, "both", strength, bg_strength)
+    both = replace(RECIPE, strength=strength, bg_strength=bg_strength).strengths
+    assert both == (strength, strength if bg_strength is None else bg_strength)
+    got = case.got(frame, identity, partner, "both", *both)
     expected = case.dense(frame, identity, partner, "both", None, *both)
     assert off_by(got, expected) < LIMITS[dtype]
     alone: dict[tuple[float, float], Mode] = {(0.0, 0.0): "off", (0.0, 1.0): "bg"}

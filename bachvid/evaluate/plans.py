@@ -159,17 +159,28 @@ def options(subject: Subject) -> list[Run]:
     base = f"ours_{start}"
     runs = []
     for name, values in [*OPTIONS.items(), ("inject_steps", windows(own.steps))]:
-        known = getattr(own, name)
         for value in values:
-            if value != known and (name, own.mask_kind) != ("mask_softmax", "cross"):  # all keys are text
-                changed = Method(replace(own, **{name: value}), start)
-                runs.append(Run(f"{name}={value}", f"{value} in place of {known}", changed, base))
+            changed = replace(own, **{name: value})
+            if not alike(changed, own):
+                about = f"{value} in place of {getattr(own, name)}"
+                runs.append(Run(f"{name}={value}", about, Method(changed, start), base))
     return [
         by_name[f"vanilla_{start}"],
         by_name[base],
         *runs,
         replace(by_name[f"ours_{other}"], name=f"noise={other}", against=base),
     ]
+
+
+def alike(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes make the same videos, however they say it."""
+
+    def plain(recipe: Recipe) -> Recipe:
+        strength, bg_strength = recipe.strengths
+        keys = "all" if recipe.mask_kind == "cross" else recipe.mask_softmax  # there all keys are text
+        return replace(recipe, strength=strength, bg_strength=bg_strength, mask_softmax=keys)
+
+    return plain(one) == plain(other)
 
 
 def windows(steps: int) -> list[tuple[int, int] | None]:

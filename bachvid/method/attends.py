@@ -59,8 +59,8 @@ class Inject:
     Each query has one softmax over one of three key sets: text sees its own row, the foreground also the
     borrowed foreground, all other video tokens also the borrowed background. The sets are overlapping
     slices of one buffer `[K_fg | K_own | K_bg]`, so three plain attention calls do it, and no matrix of N x
-    N exists. In that softmax a borrowed key counts `strength` times as much as an own one, one of the
-    background `bg_strength` times if that is given.
+    N exists. In that softmax a borrowed key of the foreground counts `strength` times as much as an own one,
+    one of the background `bg_strength` times.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Inject:
         lend: Callable[[], Lent],
         places: Places,
         strength: float = 1.0,
-        bg_strength: float | None = None,
+        bg_strength: float = 1.0,
     ) -> None:
         self.lend = lend
         self.places = places
         self.strength = strength
-        self.bg_strength = strength if bg_strength is None else bg_strength
+        self.bg_strength = bg_strength
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
         p = self.places

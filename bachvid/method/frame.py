@@ -51,9 +51,8 @@ class FrameVideo:
         self, step: int, lend: Mapping[Site, Callable[[], Lent]], watch: bool
     ) -> Mapping[Site, Attend]:
         """What stands in the network for this video at this step; with `watch`, a refresh may look on."""
-        strengths = self.recipe.strength, self.recipe.bg_strength
         at: dict[Site, Attend] = {
-            site: Inject(lender, self.places, *strengths) for site, lender in lend.items()
+            site: Inject(lender, self.places, *self.recipe.strengths) for site, lender in lend.items()
         }
         self.look = None
         if watch and self.recipe.refresh and step <= max(self.recipe.tau_mask, self.recipe.tau_match):

@@ -63,6 +63,11 @@ class Recipe:
     def kv_sites(self) -> tuple[Site, ...]:
         return tuple(Site(self.token_kind, layer) for layer in self.kv_layers)
 
+    @property
+    def strengths(self) -> tuple[float, float]:
+        """Of borrowed keys of the foreground, and of the background."""
+        return self.strength, self.strength if self.bg_strength is None else self.bg_strength
+
     def at(self, timesteps: Sequence[float]) -> Recipe:
         """The same recipe for another schedule, given what the model is told at its steps.
 
