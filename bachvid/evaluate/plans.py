@@ -161,7 +161,7 @@ def options(subject: Subject) -> list[Run]:
     for name, values in [*OPTIONS.items(), ("inject_steps", windows(own.steps))]:
         for value in values:
             changed = replace(own, **{name: value})
-            if not alike(changed, own):
+            if spelled_out(changed) != spelled_out(own):
                 about = f"{value} in place of {getattr(own, name)}"
                 runs.append(Run(f"{name}={value}", about, Method(changed, start), base))
     return [
@@ -172,15 +172,10 @@ def options(subject: Subject) -> list[Run]:
     ]
 
 
-def alike(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes make the same videos, however they say it."""
-
-    def plain(recipe: Recipe) -> Recipe:
-        strength, bg_strength = recipe.strengths
-        keys = "all" if recipe.mask_kind == "cross" else recipe.mask_softmax  # there all keys are text
-        return replace(recipe, strength=strength, bg_strength=bg_strength, mask_softmax=keys)
-
-    return plain(one) == plain(other)
+def spelled_out(recipe: Recipe) -> Recipe:
+    """The recipe with its strengths given and its keys named alike: two ways to say the same become equal."""
+    keys = "all" if recipe.mask_kind == "cross" else recipe.mask_softmax  # there all keys are text
+    return replace(recipe, bg_strength=recipe.strengths[1], mask_softmax=keys)
 
 
 def windows(steps: int) -> list[tuple[int, int] | None]:
