@@ -176,7 +176,7 @@ def test_a_config_comes_back_as_it_was(variant: str) -> None:
 def test_positions_of_the_5b_fit_the_trained_grid(
     size: tuple[int, int], crop: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:
-    found = resized_positions(size, (30, 45), torch.device("cpu"))
+    found = resized_positions(size, (30, 45))
     for positions, count, start, stop in zip(found, size, *crop, strict=True):
         last = stop * (count - 1) / count
         expected = [start + (last - start) * i / (count - 1) for i in range(count)]

@@ -192,16 +192,17 @@ class CogVideoX(nn.Module):
         config, size = self.config, (grid.height, grid.width)
         base = (config.sample_height // config.patch, config.sample_width // config.patch)
         if config.patch_frames is None:
-            rows, columns = resized_positions(size, base, device)
+            rows, columns = resized_positions(size, base)
         elif grid.height > base[0] or grid.width > base[1]:
             raise ValueError(
                 f"{size} tokens are more than this checkpoint's positions {base}; use a smaller size"
             )
         else:
-            rows, columns = (torch.arange(n, dtype=torch.float32, device=device) for n in size)
-        frames = torch.arange(grid.frames, dtype=torch.float32, device=device)
+            rows, columns = (torch.arange(n, dtype=torch.float32) for n in size)
+        frames = torch.arange(grid.frames, dtype=torch.float32)
         eighth = config.head_width // 8
-        return rotary_table((frames, rows, columns), (2 * eighth, 3 * eighth, 3 * eighth), lead)
+        widths = (2 * eighth, 3 * eighth, 3 * eighth)
+        return rotary_table((frames, rows, columns), widths, lead, device)
 
     def _added_positions(self, grid: Grid, text: Tensor) -> Tensor:
         config = self.config

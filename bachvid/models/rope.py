@@ -10,29 +10,32 @@ from torch import Tensor
 THETA = 10000.0
 
 
-def rotary_table(positions: Sequence[Tensor], widths: Sequence[int], lead: int = 0) -> Tensor:
+def rotary_table(
+    positions: Sequence[Tensor], widths: Sequence[int], lead: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
     """Cosines and sines (lead + N, D/2, 2) for every token of the box `positions` span, first axis slowest.
 
-    `positions` holds one vector per axis, in the dtype that angles are computed in (the table is float32),
-    `widths` the channels that each axis takes (their sum is D). The first `lead` rows are for text that
-    shares the sequence: cosine 1 and sine 0 leave it untouched, bit for bit. Agrees with diffusers'
-    `get_3d_rotary_pos_embed` (CogVideoX, float32) and `WanRotaryPosEmbed` (float64).
+    `positions` holds one vector per axis, on the CPU, where angles are computed in their dtype (not every
+    device knows float64); the table is float32 and on `device`. `widths` holds the channels that each axis
+    takes (their sum is D). The first `lead` rows are for text that shares the sequence: cosine 1 and sine 0
+    leave it untouched, bit for bit. Agrees with diffusers' `get_3d_rotary_pos_embed` (CogVideoX, float32)
+    and `WanRotaryPosEmbed` (float64).
     """
     box = [len(p) for p in positions]
     parts = []
     for axis, (position, width) in enumerate(zip(positions, widths, strict=True)):
-        powers = torch.arange(0, width, 2, dtype=position.dtype, device=position.device) / width
+        powers = torch.arange(0, width, 2, dtype=position.dtype) / width
         angles = torch.outer(position, 1.0 / THETA**powers)  # n width/2
         shape = [1] * len(box) + [width // 2, 2]
         shape[axis] = box[axis]
-        turns = torch.stack((angles.cos(), angles.sin()), -1).float()  # n width/2 2
+        turns = torch.stack((angles.cos(), angles.sin()), -1).float().to(device)  # n width/2 2
         parts.append(turns.view(shape).expand(*box, -1, -1))
     table = torch.cat(parts, dim=-2).flatten(0, -3)  # N D/2 2
     still = table.new_tensor((1.0, 0.0)).expand(lead, table.shape[1], 2)
     return torch.cat((still, table))
 
 
-def resized_positions(size: tuple[int, int], base: tuple[int, int], device: torch.device) -> list[Tensor]:
+def resized_positions(size: tuple[int, int], base: tuple[int, int]) -> list[Tensor]:
     """Row and column positions that fit a grid of `size` (rows, columns) into the trained `base` grid.
 
     The grid is scaled to touch the base's nearer border and centred in it. The last position is stop * (n -
@@ -48,7 +51,7 @@ def resized_positions(size: tuple[int, int], base: tuple[int, int], device: torc
     for count, full, length in zip(size, base, fitted, strict=True):
         start = round((full - length) / 2.0)
         stop = (start + length) * (count - 1) / count
-        positions.append(torch.linspace(start, stop, count, device=device, dtype=torch.float32))
+        positions.append(torch.linspace(start, stop, count, dtype=torch.float32))
     return positions
 
 

@@ -179,16 +179,16 @@ class Wan(nn.Module):
         )
 
     def freqs(self, grid: Grid, device: torch.device) -> Tensor:
-        """Rotary table (N, D/2, 2): plain indices, with angles in float64 where the device has it."""
+        """Rotary table (N, D/2, 2): plain indices, with angles in float64."""
         if max(grid) > self.config.longest:
             raise ValueError(
                 f"a video of {tuple(grid)} tokens is longer than the {self.config.longest} positions this "
                 "checkpoint has along an axis; use fewer frames or a smaller size"
             )
         third = 2 * (self.config.head_width // 6)
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        positions = [torch.arange(n, dtype=dtype, device=device) for n in grid]
-        return rotary_table(positions, (self.config.head_width - 2 * third, third, third))
+        positions = [torch.arange(n, dtype=torch.float64) for n in grid]
+        widths = (self.config.head_width - 2 * third, third, third)
+        return rotary_table(positions, widths, device=device)
 
     def _time(self, t: Tensor) -> Tensor:
         """Embedded timesteps (B, M, C): each stage in the dtype of its weights."""

@@ -18,8 +18,7 @@ Level = TypeVar("Level", float, Tensor)
 class FlowSchedule:
     """The noise levels that one run visits, and the timesteps the model is told there.
 
-    Latents at level sigma are (1 - sigma) * clean + sigma * noise. The entries of `sigmas` are 0-dim float32
-    tensors: they do not promote the latents they multiply.
+    Latents at level sigma are (1 - sigma) * clean + sigma * noise.
     """
 
     sigmas: Tensor  # (steps + 1,) float32, falling to exactly 0; step i leads from entry i to entry i + 1
@@ -29,9 +28,17 @@ class FlowSchedule:
     def steps(self) -> int:
         return len(self.timesteps)
 
+    def sigma(self, step: int) -> Tensor:
+        """The level where `step` sets out, as a 0-dim float32 tensor: it does not promote what it multiplies.
+
+        And it is a copy: beside latents on MPS, PyTorch 2.13 takes a view of any entry for the table's first
+        (its issue 187117).
+        """
+        return self.sigmas[step].clone()
+
     def half_log_snr(self, step: int) -> Tensor:
         """lambda = log((1 - sigma) / sigma) where `step` sets out: -inf for pure noise, +inf for clean."""
-        sigma = self.sigmas[step]
+        sigma = self.sigma(step)
         return (1 - sigma).log() - sigma.log()
 
 

@@ -38,7 +38,7 @@ def unipc(
     then the next one is taken from there. First and last step predict in first order. Zhao et al., arXiv
     2302.04867, for data prediction and their B(h) = e^h - 1; agrees with UniPCMultistepScheduler (bh2).
     """
-    clean = latents - schedule.sigmas[step] * prediction
+    clean = latents - schedule.sigma(step) * prediction
     now = UniPCPast(latents, clean, None)
     if past is not None:
         now = UniPCPast(_corrected(schedule, step - 1, past, clean), clean, past.clean)
@@ -58,7 +58,7 @@ def dpm_flow_2m(
     Lu et al., arXiv 2211.01095, algorithm 2 (2M); agrees with DPMSolverMultistepScheduler (midpoint). `past`
     is the clean estimate of the step before. First and last step are of first order.
     """
-    sigma, sigma_next = schedule.sigmas[step], schedule.sigmas[step + 1]
+    sigma, sigma_next = schedule.sigma(step), schedule.sigma(step + 1)
     clean = latents - sigma * prediction
 
     h = schedule.half_log_snr(step + 1) - schedule.half_log_snr(step)
@@ -81,7 +81,7 @@ def dpm_flow_sde_2m(
     `dpm_flow_2m` with fresh noise for what each step forgets. Lu et al., arXiv 2211.01095, appendix; agrees
     with DPMSolverMultistepScheduler (sde-dpmsolver++, midpoint). The last step ends at clean latents.
     """
-    sigma, sigma_next = schedule.sigmas[step], schedule.sigmas[step + 1]
+    sigma, sigma_next = schedule.sigma(step), schedule.sigma(step + 1)
     clean = latents - sigma * prediction
 
     h = schedule.half_log_snr(step + 1) - schedule.half_log_snr(step)
@@ -105,7 +105,7 @@ def flow_euler(
 
     Agrees with FlowMatchEulerDiscreteScheduler, whose latents are no more precise than the model.
     """
-    way = schedule.sigmas[step + 1] - schedule.sigmas[step]
+    way = schedule.sigma(step + 1) - schedule.sigma(step)
     return (latents.float() + way * prediction).to(prediction.dtype), None
 
 
@@ -128,13 +128,13 @@ def _corrected(schedule: FlowSchedule, step: int, past: UniPCPast, clean: Tensor
         return (latents - renew * (0.5 * after)).to(past.latents.dtype)
     ratio = _ratio(schedule, step, h)
     before = (past.older - past.clean) / ratio
-    of_before, of_after = _weights(h, ratio).to(past.latents.dtype)
+    of_before, of_after = _weights(h, ratio).to(past.latents.dtype).tolist()
     return (latents - renew * (of_before * before + of_after * after)).to(past.latents.dtype)
 
 
 def _leg(schedule: FlowSchedule, step: int) -> tuple[Tensor, Tensor, Tensor]:
     """How far `step` leads in half log-SNR, and the factors of latents and clean estimate in first order."""
-    sigma, sigma_next = schedule.sigmas[step], schedule.sigmas[step + 1]
+    sigma, sigma_next = schedule.sigma(step), schedule.sigma(step + 1)
     h = schedule.half_log_snr(step + 1) - schedule.half_log_snr(step)
     return h, sigma_next / sigma, (1 - sigma_next) * torch.expm1(-h)
 
