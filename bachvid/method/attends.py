@@ -98,7 +98,8 @@ class Inject:
         out = torch.empty_like(q)
         for queries, seen in groups:  # Eq. 14
             if len(queries):
-                bias = None if weights is None else weights[seen].expand(len(queries), -1)
+                # a copy of the slice: CUDA's kernel wants a bias that begins at a multiple of 16 bytes
+                bias = None if weights is None else weights[seen].clone().expand(len(queries), -1)
                 out[:, :, queries] = F.scaled_dot_product_attention(
                     q[:, :, queries], keys[:, :, seen], values[:, :, seen], bias
                 )

@@ -92,7 +92,7 @@ def reject_unknown(attend_at: Mapping[Site, Attend], sites: Iterable[Site]) -> N
         )
 
 
-def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, rows: int = 1024) -> tuple[Tensor, Tensor]:
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, rows: int = 256) -> tuple[Tensor, Tensor]:
     outs, lses = [], []
     for some in q.split(rows, dim=2):
         scores = some.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5  # B H rows Lk
