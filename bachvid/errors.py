@@ -69,7 +69,8 @@ def sentence_of(error: BaseException, code: Exit) -> str:
         case Exit.INTERRUPTED:
             return "interrupted."
         case Exit.MEMORY:
-            return f"out of memory; a smaller size or fewer frames need less ({first_line(error)})."
+            less = "a smaller size or fewer frames need less, and --vae-tiling while decoding"
+            return f"out of memory; {less} ({first_line(error)})."
         case Exit.UNEXPECTED:
             return f"{type(error).__name__}: {first_line(error)} (--debug shows where)"
         case _:

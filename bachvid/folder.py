@@ -65,7 +65,8 @@ class RunFolder:
 
     def write_json(self, name: str, values: Any) -> None:
         """Write plain values, readable by people."""
-        write_bytes(self.path / name, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+        write_bytes(self.path / name, f"{text}\n".encode())
 
     def write_latents(self, video: Made) -> None:
         """Write a video's final latents beside where its mp4 will stand."""

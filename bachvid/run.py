@@ -18,8 +18,10 @@ import torch
 
 from bachvid.album import make_album
 from bachvid.console import Console
-from bachvid.errors import guarded
+from bachvid.errors import UsageError, guarded
 from bachvid.evaluate.agreement import read_group
+from bachvid.evaluate.report import finite
+from bachvid.evaluate.studio import is_of_stage
 from bachvid.folder import Made, RunFolder, manifest, slug
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.group import Group, vanilla
@@ -55,14 +57,30 @@ def main(args: argparse.Namespace) -> int:
     stories = find_stories(args, model)
     nouns = [word.strip() for word in (args.nouns or "").split(",") if word.strip()]
     ask = noun_model(args.noun_model) if args.noun_model else None
-    of_stage = (model / "training.json").is_file()  # trained here: fast enough for twins, readable exactly
-    for n, story in enumerate(stories, start=1):
-        out = args.out / f"{n:02}" if args.out and len(stories) > 1 else args.out
-        folder = RunFolder.choose(out, story.background)
-        twins = of_stage if args.with_vanilla is None else args.with_vanilla
+    of_stage = is_of_stage(model)  # fast enough for twins, and readable exactly
+    check_flags(args, settings)
+    wanted = of_stage if args.with_vanilla is None else args.with_vanilla
+    twins = wanted and settings.recipe.mode != "off"  # there the videos are their own twins
+    for story, folder in zip(stories, choose_folders(args.out, stories), strict=True):
         given = (model, checkpoint, settings, story, folder, joined, twins, of_stage)
         Run(*given, args.save_identity, nouns, ask).make()
     return 0
+
+
+def check_flags(args: argparse.Namespace, settings: Settings) -> None:
+    """Raise UsageError for flags that mean nothing beside another."""
+    if args.save_identity and settings.recipe.mode == "off":
+        raise UsageError("--save-identity does not fit --mode off: nothing borrows. Leave one of them out.")
+    if args.identity and args.source not in (None, "replay"):
+        raise UsageError(f"--source {args.source} does not fit --identity, which is replayed. Leave it out.")
+
+
+def choose_folders(out: Path | None, stories: Sequence[Story]) -> list[RunFolder]:
+    """One for each group; where there are several, numbered ones in `out`."""
+    if len(stories) == 1:
+        return [RunFolder.choose(out, stories[0].background)]
+    base = out or RunFolder.choose(None, stories[0].background).path
+    return [RunFolder.choose(base / f"{n:02}", story.background) for n, story in enumerate(stories, start=1)]
 
 
 @dataclass
@@ -155,7 +173,7 @@ class Run:
     def known_identity(self, denoiser: Denoiser, prompt: Prompt, seed: int) -> Scouted:
         """An identity that is finished before the others begin: from an earlier run, or made now."""
         if self.joined:
-            return self.joined.replay(denoiser, prompt)
+            return self.joined.replay(denoiser, prompt, self.settings.recipe)
         alone = self.follow(Group(denoiser, self.settings.recipe, [prompt], [seed]))
         return known(alone.identity)
 
@@ -176,11 +194,13 @@ class Run:
 
     def measure(self, videos: Sequence[Made], twins: Sequence[Made]) -> None:
         """What the videos of the group agree in, by the stage's readers, beside their twins."""
-        groups = {"ours": videos, "vanilla": [videos[0], *twins]}
+        shared = self.settings.recipe.mode != "off"
+        groups = {"ours": videos, "vanilla": [videos[0], *twins]} if shared else {"vanilla": videos}
         agree = {
             name: read_group([v.frames for v in group]) for name, group in groups.items() if len(group) > 1
         }
-        self.folder.write_json("metrics.json", agree)
+        plain = {name: {key: finite(value) for key, value in each.items()} for name, each in agree.items()}
+        self.folder.write_json("metrics.json", plain)
         for name, figures in agree.items():
             shown = ", ".join(f"{AGREEMENT[key]} {figures[key]:.2f}" for key in AGREEMENT)
             self.console.say(f"{name}: {shown}")
@@ -260,7 +280,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--model", "--task", "--ckpt_dir", "--model_path", default="tiny-cogvideox", metavar="NAME|FOLDER")
     flag("--background", metavar="TEXT", help="where all videos play")
     flag("--character", metavar="TEXT", help="who is in all of them")
-    flag("--nouns", metavar="A,B,...", help="what the masks look for; or mark it in the story: a [red fox]")
+    marks = "or mark it in the story: a [red fox] in a [wood]"
+    flag("--nouns", metavar="A,B,...", help=f"what the masks look for; {marks}")
     flag("--noun-model", type=Path, metavar="FOLDER", help="a local language model that names the nouns")
     flag(
         "--action", action="append", metavar="TEXT", help="once for each video; the first makes the identity"

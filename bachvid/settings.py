@@ -30,6 +30,7 @@ SOLVERS: dict[str, dict[str, dict[str, Any]]] = {  # of each family, in the word
         "euler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     },
 }
+SEEDS = 2**63 - 1024  # so many, and room for those of a group
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -96,7 +97,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flag("--negative", "--negative_prompt", metavar="TEXT", help="negative prompt: empty")
     flag("--size", metavar="WxH", help="in pixels, such as 720x480")
-    flag("--frames", "--frame_num", "--num_frames", type=int, metavar="N", help="8k + 1")
+    flag(
+        "--frames",
+        "--frame_num",
+        "--num_frames",
+        type=int,
+        metavar="N",
+        help="8k + 1 of a CogVideoX, 4k + 1 of a Wan; the model's own",
+    )
     flag("--fps", type=int, metavar="N", help="written to the files; the model's own is best")
     flag("--preset", metavar="NAME|FILE", help=f"the recipe: {', '.join(PRESETS)}, or a preset.json")
     flag("--dtype", choices=DTYPES, help="of the denoiser")
@@ -115,11 +123,7 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         return value
 
     own = checkpoint.format
-    recipe = first(
-        "recipe",
-        flag=_named_preset(args.preset),
-        preset=own_recipe(folder, checkpoint.family, checkpoint.config.layers),
-    )
+    recipe = first("recipe", flag=_named_preset(args.preset), preset=_own_preset(args, checkpoint, folder))
     device = first("device", flag=usable_device(args.device), default=best_device())
     settings = Settings(
         recipe=_adjusted(recipe, args),
@@ -141,6 +145,7 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         origins=origins,
     )
     _check(settings, own)
+    _check_sites(settings.recipe, checkpoint)
     return settings
 
 
@@ -156,6 +161,11 @@ def best_dtype(device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return checkpoint.trained_dtype
+
+
+def _own_preset(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> Recipe | None:
+    """The recipe beside the weights; not looked at where another is named."""
+    return None if args.preset else own_recipe(folder, checkpoint.family, checkpoint.config.layers)
 
 
 def _named_preset(name: str | None) -> Recipe | None:
@@ -226,9 +236,10 @@ def check_format(size: tuple[int, int], frames: int, own: Format) -> None:
             f"--size {width}x{height} does not fit: both must be multiples of {step}. Use {near}."
         )
     if own.side and max(width, height) > own.side:
+        near = "x".join(str(min(n, own.side // step * step)) for n in size)
         raise UsageError(
             f"--size {width}x{height} does not fit: this model's positions end at {own.side} pixels. "
-            f"Use {own.size[0]}x{own.size[1]}."
+            f"Use {near}."
         )
     unit, longest = own.frame_unit, own.longest
     if (frames - 1) % unit or not 1 <= frames <= longest:
@@ -241,6 +252,14 @@ def check_format(size: tuple[int, int], frames: int, own: Format) -> None:
 def _check(settings: Settings, own: Format) -> None:
     """Raise UsageError for numbers that a checkpoint cannot take, naming the nearest that it can."""
     check_format(settings.size, settings.frames, own)
+    if settings.fps < 1:
+        raise UsageError(f"--fps {settings.fps} does not fit: at least 1. Use {own.fps}.")
+    if not 0 <= settings.seed < SEEDS:
+        raise UsageError(f"--seed {settings.seed} does not fit: 0 to {SEEDS - 1}. Use 42.")
+    if settings.source == "cache" and settings.recipe.branches == "both":
+        raise UsageError(
+            "--source cache does not fit a recipe of both branches: it holds one. Use --source lockstep."
+        )
     train_steps = int(settings.scheduler.get("num_train_timesteps", 1000))
     if not 1 <= settings.steps <= train_steps:
         raise UsageError(
@@ -249,6 +268,17 @@ def _check(settings: Settings, own: Format) -> None:
     if _ends_in_noise(settings, settings.steps):
         fine = next(n for n in range(settings.steps, 0, -1) if not _ends_in_noise(settings, n))
         raise UsageError(f"--steps {settings.steps} makes the schedule end in a step of noise. Use {fine}.")
+
+
+def _check_sites(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raise UsageError for a recipe of another model: one that names a site which this one does not have."""
+    named = {*recipe.mask_sites, *recipe.match_sites, *recipe.kv_sites}
+    if missing := sorted(named - set(checkpoint.outline().sites)):
+        site = " ".join(map(str, missing[0]))
+        raise UsageError(
+            f"The preset is for another model: this one, of {checkpoint.config.layers} layers, has no site "
+            f"{site}. Leave --preset out, or name a preset.json of this model."
+        )
 
 
 def _ends_in_noise(settings: Settings, steps: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from stage_models import random_model
 
 from bachvid.__main__ import main
 from bachvid.calibrate.analysis import Analysis
-from bachvid.calibrate.command import begin
+from bachvid.calibrate.command import add_arguments, begin
 from bachvid.calibrate.estimate import estimate
 from bachvid.calibrate.procedure import Found, Rules, calibrate
+from bachvid.calibrate.provide import find_truth
 from bachvid.calibrate.record import write_record
 from bachvid.calibrate.truth import Eyes, Seen, StageJudge
 from bachvid.console import Console
@@ -112,14 +115,120 @@ def test_a_calibration_that_was_stopped_goes_on(model: Path, tmp_path: Path) -> 
     again = found_in(model, out)
     assert again.recipe == whole.recipe and again.selections == whole.selections
     assert (out / "groups" / "000.safetensors").stat().st_mtime_ns == kept
-    with pytest.raises(ValueError, match="another seed"):
+    with pytest.raises(ValueError, match=f"another seed .* delete the whole folder {out}"):
         analysis_of(model, out, seed=1)
+    (out / "without.jsonl").write_text("")
+    with pytest.raises(ValueError, match=f"holds no results. .* delete the whole folder {out}"):
+        analysis_of(model, out)
+
+
+def test_a_preset_that_cannot_be_written_costs_nothing_else(model: Path, tmp_path: Path) -> None:
+    analysis, found = analysis_of(model, tmp_path / "out"), found_in(model, tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        write_record(analysis, found, tmp_path / "file" / "preset.json")
+    assert load_preset(tmp_path / "out" / "preset.json") == found.recipe
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert (tmp_path / "out" / "figures" / "mask_grid.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def hollow(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with an empty file for weights: whoever loads it ends with exit code 3."""
+    folder = shutil.copytree(model, tmp_path_factory.mktemp("hollow") / "hollow")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], model: Path, *flags: str) -> str:
+    """What is said of a mistake, which is told before the model is loaded."""
+    assert main(["calibrate", str(model), *flags]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_preset_beside_the_weights_is_replaced_only_by_name(
+    hollow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, preset = ["--out", str(tmp_path / "out")], hollow / "preset.json"
+    before = preset.read_bytes()
+    said = refused(capsys, hollow, *out)
+    assert "has a preset.json already" in said and str(preset) in said and "--preset" in said
+    assert preset.read_bytes() == before and not (tmp_path / "out").exists()
+    assert main(["calibrate", str(hollow), *out, "--preset", str(preset)]) == 3  # it went on, to the weights
+    preset.rename(tmp_path / "moved.json")
+    try:
+        assert main(["calibrate", str(hollow), *out]) == 3
+    finally:
+        (tmp_path / "moved.json").rename(preset)
+
+
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("file/preset.json", "cannot be written to"),
+        ("file/deeper/preset.json", "cannot be written to"),
+        ("folder", "is a folder"),
+    ],
+)
+def test_a_preset_that_cannot_be_written_is_told_before_any_work(
+    hollow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, sentence: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    flags = ("--out", str(tmp_path / "out"), "--preset", str(tmp_path / place))
+    said = refused(capsys, hollow, *flags)
+    assert sentence in said and str(tmp_path / place) in said and "--preset" in said
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--groups", "0"), "--groups 0 is too few"),
+        (("--prompts", "1"), "--prompts 1 is too few"),
+        (("--most-layers", "0", "--masks", "fused"), "--most-layers 0 is too few"),
+        (("--match-layers", "-1"), "--match-layers -1 is too few"),
+        (("--steps", "-1"), "--steps -1 is too few"),
+        (("--left-out", "0"), "--vital all"),
+        (("--truth", "Vision"), "neither stage, vision nor self, nor a folder"),
+        (("--truth", "vision"), "--aesthetic"),
+    ],
+)
+def test_flags_that_cannot_be_meant(
+    hollow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], sentence: str
+) -> None:
+    more = ("--out", str(tmp_path / "out"), "--preset", str(tmp_path / "preset.json"))
+    assert sentence in refused(capsys, hollow, *more, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_story_of_one_video_is_told(
+    hollow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stories, pair = tmp_path / "stories.txt", "a hill#a red fox#waves\na hill#a red fox#jumps\n"
+    stories.write_text(f"{pair}\na lake#a red fox#waves\n")
+    flags = ("--stories", str(stories), "--out", str(tmp_path / "out"))
+    more = ("--preset", str(tmp_path / "preset.json"))
+    assert "Group 2 has a single video" in (said := refused(capsys, hollow, *flags, *more))
+    assert str(stories) in said and not (tmp_path / "out").exists()
+    assert main(["calibrate", str(hollow), *flags, *more, "--groups", "1"]) == 3  # the second is not used
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_nobody_need_judge_where_nothing_is_left_out(hollow: Path, tmp_path: Path, left_out: int) -> None:
+    flags = [str(hollow), "--vital", "all", "--left-out", str(left_out), "--preset", str(tmp_path / "preset")]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    judge = find_truth(parser.parse_args(flags), True, torch.device("cpu"), print)[1]
+    assert (judge is None) == (left_out == 0)
+    assert main(["calibrate", *flags, "--out", str(tmp_path / "out")]) == 3  # it went on, to the weights
 
 
 def test_mistakes_are_told_before_any_work(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "out"), "--steps", "2", "--groups", "1"]
+    out += ["--preset", str(tmp_path / "preset.json")]
     assert main(["calibrate", str(model), *out, "--device", "nonsense"]) == 2
     assert main(["calibrate", str(model), *out, "--truth", str(tmp_path)]) == 2
     assert "aesthetic" in capsys.readouterr().err
@@ -136,7 +245,7 @@ def test_mistakes_are_told_before_any_work(
 def test_videos_without_a_character_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = small_model(tmp_path / "model")  # nothing red is ever in its videos
     flags = ["--steps", "2", "--groups", "1", "--left-out", "1", "--out", str(tmp_path / "out")]
-    assert main(["calibrate", str(model), *flags]) == 2
+    assert main(["calibrate", str(model), *flags, "--preset", str(tmp_path / "preset.json")]) == 2
     assert "No character is found in the videos" in capsys.readouterr().err
 
 
@@ -148,6 +257,7 @@ def test_a_checkpoint_is_calibrated_by_itself_alone(
     flags = ["--stories", str(stories), "--steps", "4", "--out", str(out), "--preset", str(preset)]
     assert main(["calibrate", str(model), *flags, "--truth", "self"]) == 2
     assert "--vital all" in capsys.readouterr().err and not out.exists()
+    preset.write_text("an old one, which is named and so replaced")
     assert main(["calibrate", str(model), *flags, "--truth", "self", "--vital", "all"]) == 0
     said = capsys.readouterr().out
     assert "0 without a layer" in said and "self-consistency" in said

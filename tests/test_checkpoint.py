@@ -252,7 +252,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), r"scheduler_config\.json is missing"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), r"/tokenizer has no spiece\.model"),
     "another kind": (lambda f: edit(f / "model_index.json", _class_name="MochiPipeline"),
-        r"model_index\.json describes a MochiPipeline, not a CogVideoXPipeline or WanPipeline; put"),
+        r"describes a MochiPipeline, not a CogVideoXPipeline or WanPipeline; only text-to-video is read"),
+    "two transformers": (
+        lambda f: edit(f / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]),
+        "names a second transformer, as Wan2.2 has"),
     "another family": (lambda f: edit(f / "model_index.json", _class_name="WanPipeline"),
         r"transformer/config\.json describes a CogVideoXTransformer3DModel, not a WanTransformer3DModel"),
     "a vae of another family": (lambda f: edit(f / "vae" / "config.json", _class_name="AutoencoderKLWan"),

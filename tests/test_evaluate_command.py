@@ -112,8 +112,10 @@ def test_a_ledger_goes_on_after_a_crash_and_keeps_what_is_not_a_number(tmp_path:
 def test_a_ledger_of_other_settings_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.groups.jsonl"
     Ledger(path, {"seed": 1, "steps": 20})
-    with pytest.raises(UsageError, match=r"another steps \(20, not 25\)"):
+    with pytest.raises(UsageError, match=r"another steps \(20, not 25\)\. Delete it, or choose another"):
         Ledger(path, {"seed": 1, "steps": 25})
+    with pytest.raises(UsageError, match=r"another steps \(20, not 25\)\. Ask somebody\.$"):
+        Ledger(path, {"seed": 1, "steps": 25}, "Ask somebody.")
 
 
 # Whole runs.
@@ -277,3 +279,17 @@ def test_flags_that_do_not_go_together(
     assert evaluate(model, tmp_path / "out.json", *flags) == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_was_not_trained_on_the_stage_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for part in model.iterdir():
+        if part.name != "training.json":
+            (foreign / part.name).symlink_to(part)
+    assert evaluate(foreign, tmp_path / "results" / "out.json") == 2
+    said = capsys.readouterr().err
+    assert "foreign was not trained on the stage" in said and "training.json" in said and "--model" in said
+    assert list(tmp_path.iterdir()) == [foreign]

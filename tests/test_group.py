@@ -213,7 +213,7 @@ def test_videos_join_a_finished_world_from_a_file(way: str, tmp_path: Path) -> N
         read.check({**world, "scale": 5.0})
     assert (read.parts, read.recipe, read.seed) == (parts, group.recipe, 1)
 
-    identity = read.replay(denoiser(), PROMPTS[0])
+    identity = read.replay(denoiser(), PROMPTS[0], RECIPE)
     joined = made(denoiser(), RECIPE, PROMPTS[1:], identity=identity, keep_cache=way == "cache")
     assert equal(latents(joined), latents(group)[1:])
     assert len(identity.trajectory) == 5, "a finished identity is not walked on"

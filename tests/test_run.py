@@ -143,6 +143,31 @@ def test_a_later_run_joins_the_same_world(made: Path, pipelines: dict[str, Path]
     assert torch.equal(later, load_file(made / "shots/02-opens-the-window/latents.safetensors")["latents"])
 
 
+def test_who_joins_matches_by_a_recipe_of_its_own(
+    made: Path, pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = json.loads((made / "config.json").read_text())["recipe"]["value"]
+    (tmp_path / "preset.json").write_text(json.dumps({**recipe, "match_layers": [1], "branches": "both"}))
+    flags = [*story("opens"), "--steps", 4, "--preset", tmp_path / "preset.json", "--out", tmp_path / "x"]
+    joins = [*flags, "--identity", made / "identity/trajectory.safetensors"]
+    assert run("--model", pipelines["5b"], *joins) == 0  # the file's own recipe matches by two layers
+    assert run("--model", pipelines["5b"], *joins, "--source", "lockstep") == 2
+    assert "does not fit --identity" in capsys.readouterr().err
+    assert run("--model", pipelines["5b"], *flags, "--source", "cache") == 2
+    assert "does not fit a recipe of both branches" in capsys.readouterr().err
+
+
+def test_vanilla_videos_have_no_twins_and_groups_have_folders(
+    pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    lines = ["a kitchen#a fox#looks", "a kitchen#a fox#opens", "", "a small kitchen#a fox#looks"]
+    (tmp_path / "story.txt").write_text("\n".join(lines))
+    flags = ["--mode", "off", "--with-vanilla", "--steps", 2, "--out", tmp_path / "out"]
+    assert run("--model", pipelines["5b"], tmp_path / "story.txt", *flags) == 0
+    found = {str(path.parent.relative_to(tmp_path / "out")) for path in tmp_path.rglob("video.mp4")}
+    assert found == {"01/identity", "01/shots/01-opens", "02/identity"}
+
+
 def test_an_identity_of_another_world_is_refused(
     made: Path, pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,14 +213,20 @@ MISTAKES = {
     "frames": (["--frames", "10"], "8k + 1, and at most 9. Use 9"),
     "too many frames": (["--frames", "4001"], "at most 9. Use 9"),
     "steps": (["--steps", "0"], "1 to 1000"),
+    "fps": (["--fps", "0"], "at least 1. Use 8"),
+    "seed": (["--seed", "-1"], "--seed -1 does not fit"),
+    "huge seed": (["--seed", str(2**64)], "Use 42"),
     "stray step": (["--steps", "61"], "Use 60"),
     "empty part": (["--character", " "], "empty character"),
     "no letters": (["--background", "​"], "background has no word"),
     "long prompt": (["--action", "opens " * 40], "over the model's limit of 11"),
     "preset": (["--preset", "none"], "There is no preset 'none'"),
+    "preset of more layers": (["--preset", "paper-cogvideox-5b"], "of 2 layers, has no site joint 3."),
+    "preset of another family": (["--preset", "paper-wan-14b"], "has no site cross 3."),
+    "identity of nothing": (["--mode", "off", "--save-identity"], "does not fit --mode off"),
     "device": (["--device", "tpu"], "'tpu' is not usable here"),
     "story twice": (["some.txt"], "were both given"),
-    "story": (["--identity", "no/file"], "cannot be read"),
+    "story": (["--identity", "no/file"], "There is no file no/file"),
 }
 
 

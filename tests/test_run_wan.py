@@ -188,7 +188,7 @@ def test_the_original_layout_holds_the_same_model(model: Path, original: Path) -
         (["--frames", "8", "--size", "48x32"], "--frames 8 does not fit: 4k [+] 1"),
         (["--size", "50x48"], "--size 50x48 does not fit: both must be multiples of 16"),
         (["--frames", "129", "--size", "48x32"], "--frames 129 does not fit: 4k [+] 1, and at most 125"),
-        (["--size", "48x528"], "does not fit: this model's positions end at 512 pixels"),
+        (["--size", "48x528"], "does not fit: this model's positions end at 512 pixels. Use 48x512"),
     ],
 )
 def test_misfits_are_told_before_any_work(

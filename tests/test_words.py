@@ -41,13 +41,15 @@ def test_sources_come_in_their_order() -> None:
 
 @pytest.mark.parametrize(("background", "character"), [("with the", "a fox"), ("a wood", "he, she and they")])
 def test_a_part_without_a_noun_is_told(background: str, character: str) -> None:
-    with pytest.raises(ValueError, match=r"has no noun to look for .* Mark one: an old \[fisherman\]"):
+    with pytest.raises(ValueError, match=r"look for \(content words\)\. Mark one in both parts: an old"):
         choose_words(background, character)
 
 
-def test_marking_one_part_only_is_told() -> None:
-    with pytest.raises(ValueError, match="The character 'an old fisherman with a hat,' has no noun"):
+def test_naming_words_of_one_part_only_is_told() -> None:
+    with pytest.raises(ValueError, match=r"The character 'an old fisherman .* Mark one there too"):
         choose_words(PARTS.background, PARTS.character, marked=("harbour",))
+    with pytest.raises(ValueError, match=r"The background .* Add one to --nouns"):
+        choose_words(PARTS.background, PARTS.character, listed=("hat",))
 
 
 @given(text=st.text("aA the-fox'é ,.[]9_", max_size=40))
@@ -61,6 +63,13 @@ def test_occurrences_are_whole_words() -> None:
     text = "a hat, that Hat and a what; hat-stand"
     assert [text[a:b] for a, b in occurrences(text, ["hat"])] == ["hat", "Hat", "hat"]
     assert list(occurrences("a (b) c", ["(b)"])) == [(2, 5)]
+    assert list(occurrences("a hat", ["", " "])) == []
+
+
+@pytest.mark.parametrize("phrase", ["红狐狸", "帽子", "fox"])
+def test_scripts_without_spaces_have_no_word_ends(phrase: str) -> None:
+    text = "一只红狐狸戴着帽子和fox玩"
+    assert [text[a:b] for a, b in occurrences(text, [phrase])] == [phrase]
 
 
 @pytest.mark.parametrize("character_first", [False, True])

@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import get_args
 
 from bachvid.calibrate.analysis import Analysis
@@ -21,9 +22,9 @@ from bachvid.calibrate.provide import find_truth, has_judge
 from bachvid.calibrate.record import write_record
 from bachvid.calibrate.truth import Judge, Truth
 from bachvid.console import Console
-from bachvid.errors import UsageError
+from bachvid.errors import StoryError, UsageError
 from bachvid.evaluate.ledger import Ledger
-from bachvid.evaluate.studio import Studio, timesteps_of
+from bachvid.evaluate.studio import Studio, is_of_stage, timesteps_of
 from bachvid.method.identity import fingerprint
 from bachvid.method.mask import Split
 from bachvid.method.recipe import own_recipe
@@ -36,6 +37,8 @@ from bachvid.story import find_model, read_stories
 
 # What a plan assumes: about what an H100 makes of a large model in bf16, and two CPU cores of a small one.
 TFLOPS = {"cuda": 400.0, "cpu": 0.03}
+# What a calibration cannot do with less of: matches need two videos.
+LEAST = {"groups": 1, "prompts": 2, "steps": 1, "most_layers": 1, "match_layers": 1, "vital_layers": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         type=Path,
         metavar="FILE",
-        help="where to write the recipe: preset.json beside the weights",
+        help="where to write the recipe: preset.json beside the weights, if there is none yet",
     )
     flag(
         "--stories",
@@ -80,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Say what it costs, observe, choose, check, and write down what was found."""
+    check(args)
     console, folder = Console(), find_model(args.model)
     checkpoint, stories = open_checkpoint(folder), find_groups(args, folder)
     recipe = own_recipe(folder, checkpoint.family, checkpoint.config.layers)
@@ -94,10 +98,10 @@ def main(args: argparse.Namespace) -> int:
     )
     if args.plan:
         return 0
+    preset, out = preset_file(args, folder), args.out or Path("calibrations") / folder.name
     with console.stage("load"):
-        studio = Studio.open(checkpoint, recipe, device, dtype)
-        out = args.out or Path("calibrations") / folder.name
         truth, judge = find_truth(args, is_of_stage(folder), device, console.say)
+        studio = Studio.open(checkpoint, recipe, device, dtype)
         analysis = begin(studio, truth, judge, stories, args.seed, out, folder, checkpoint.format.fps)
     console.say(f"held against {truth.about}")
     rules = Rules(
@@ -111,12 +115,45 @@ def main(args: argparse.Namespace) -> int:
     )
     found = calibrate(analysis, console, rules, left_out)
     with console.stage("pictures"):
-        page = write_record(analysis, found, args.preset or folder / "preset.json")
+        page = write_record(analysis, found, preset)
     for name, selection in found.selections.items():
         console.say(f"{name} {selection.sentence}")
     console.say(console.summary())
     console.say(f"Look at {page}")
     return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UsageError for numbers that nothing can be found by."""
+    for name, least in LEAST.items():
+        if (given := getattr(args, name)) is not None and given < least:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} {given} is too few for a calibration. Raise it to {least} or more.")
+    if args.left_out < 1 and args.vital != "all":
+        raise UsageError(
+            f"--left-out {args.left_out} makes no video without a layer, and by those the vital layers are "
+            "found. Raise it to 1 or more, or let all layers lend: --vital all."
+        )
+
+
+def preset_file(args: argparse.Namespace, folder: Path) -> Path:
+    """Where to write the recipe; UsageError if that cannot be, or would replace what nobody named."""
+    preset: Path = args.preset or folder / "preset.json"
+    if args.preset is None and preset.exists():
+        raise UsageError(
+            f"{folder.name} has a preset.json already, beside its weights: {preset}. "
+            "Name where to write the new one, or that very file to replace it: --preset FILE."
+        )
+    if preset.is_dir():
+        raise UsageError(f"{preset} is a folder. Name the file that the recipe is written to: --preset FILE.")
+    try:
+        TemporaryFile(dir=next(place for place in preset.absolute().parents if place.exists())).close()
+    except OSError as error:
+        raise UsageError(
+            f"The recipe cannot be written to {preset} ({error.strerror}). "
+            "Name a file in a folder that can be written to: --preset FILE."
+        ) from error
+    return preset
 
 
 def begin(
@@ -142,22 +179,26 @@ def begin(
         "stories": [[parts.prompt(recipe.character_first) for parts in story] for story in stories],
     }
     out.mkdir(parents=True, exist_ok=True)
-    return Analysis(studio, truth, judge, stories, seed, out, Ledger(out / "without.jsonl", settings), fps)
+    fix = f"Choose another --out, or delete the whole folder {out}: all in it was made with those settings."
+    ledger = Ledger(out / "without.jsonl", settings, fix)
+    return Analysis(studio, truth, judge, stories, seed, out, ledger, fps)
 
 
 def find_groups(args: argparse.Namespace, folder: Path) -> list[list[Parts]]:
     """The videos of every group, from a file or, for a model trained on the stage, invented."""
     if args.stories:
-        return [story.videos for story in read_stories(args.stories)][: args.groups]
+        groups = [story.videos for story in read_stories(args.stories)][: args.groups]
+        for number, videos in enumerate(groups, start=1):
+            if len(videos) < 2:
+                raise StoryError(
+                    f"Group {number} has a single video, and matches need two. Write a second line for it.",
+                    args.stories,
+                )
+        return groups
     if not is_of_stage(folder):
         raise UsageError(
             f"What shall {folder.name} show? Name a file of background#character#action lines: --stories."
         )
     rng = random.Random(f"calibrate {args.seed}")
-    groups = (sample_group(rng, args.prompts, held_out=False) for _ in range(args.groups))
-    return [[Parts(*caption(clip)) for clip in group] for group in groups]
-
-
-def is_of_stage(model: Path) -> bool:
-    """Whether a model was trained here, so that its videos can be read exactly."""
-    return (model / "training.json").is_file()
+    invented = (sample_group(rng, args.prompts, held_out=False) for _ in range(args.groups))
+    return [[Parts(*caption(clip)) for clip in group] for group in invented]

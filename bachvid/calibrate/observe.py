@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bachvid.method.attends import Record, TextMass
+from bachvid.method.attends import Output, TextMass
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.match import match, side_by_side
 from bachvid.method.recipe import Recipe
@@ -35,7 +35,7 @@ class Observed:
 class Nearest:
     """Attends as `inner` does and keeps the identity's token most like each by this layer alone (Eq. 5-6)."""
 
-    def __init__(self, identity: Record, grid: Grid, recipe: Recipe, inner: Attend = attend) -> None:
+    def __init__(self, identity: Output, grid: Grid, recipe: Recipe, inner: Attend = attend) -> None:
         self.identity = identity  # has just passed this site
         self.grid = grid
         self.recipe = replace(recipe, window="frame")
@@ -78,7 +78,7 @@ class Witness:
             [site for site in denoiser.model.sites if site.kind == kind]
             for kind in (recipe.token_kind, recipe.mask_kind)
         )
-        identity = Record()  # one for all layers: each overwrites the last
+        identity = Output()  # one for all layers: each overwrites the last
         self.masses: list[list[TextMass]] = []
         self.nearest: list[list[Nearest]] = []
         self.attend_at: list[dict[Site, Attend]] = []

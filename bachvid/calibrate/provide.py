@@ -50,7 +50,7 @@ def find_truth(
     """
     kind, judged = truth_kind(args, of_stage), has_judge(args, of_stage)
     if kind == "stage":
-        return StageTruth(), StageJudge()
+        return StageTruth(), StageJudge() if judged else None
     if not judged and args.vital != "all":
         raise UsageError(
             "Who shall say how good a video looks? Name the LAION aesthetic predictor's file, --aesthetic "
@@ -74,13 +74,19 @@ def find_truth(
 
 
 def truth_kind(args: argparse.Namespace, of_stage: bool) -> str:
-    """Who tells the truth: "stage", "vision", "self", or a folder's name."""
-    return args.truth or ("stage" if of_stage else "vision")
+    """Who tells the truth: "stage", "vision", "self", or a folder's name; UsageError if it is none."""
+    kind = args.truth or ("stage" if of_stage else "vision")
+    if kind not in ("stage", "vision", "self") and not Path(kind).is_dir():
+        raise UsageError(
+            f"{kind} is neither stage, vision nor self, nor a folder with masks. Use one of these words, or "
+            "name a folder that holds 000-0.mp4 and so on: --truth."
+        )
+    return kind
 
 
 def has_judge(args: argparse.Namespace, of_stage: bool) -> bool:
-    """Whether somebody says how good videos look."""
-    return truth_kind(args, of_stage) == "stage" or args.aesthetic is not None
+    """Whether somebody says how good videos look; nobody need where none is made without a layer."""
+    return args.left_out > 0 and (truth_kind(args, of_stage) == "stage" or args.aesthetic is not None)
 
 
 def vision_truth(

@@ -23,20 +23,22 @@ from bachvid.pictures.files import write_bytes, write_image
 def write_record(analysis: Analysis, found: Found, preset: Path) -> Path:
     """Writes the preset and everything behind it; the page that shows it all.
 
-    Plots are drawn if matplotlib is there; without it the page has tables.
+    Plots are drawn if matplotlib is there; without it the page has tables. All of it is in the analysis'
+    folder, a copy of the preset too, before `preset` is written, which may lie where nobody can write.
     """
     folder = analysis.folder
     for name, figure in found.figures.items():
         write_json(folder / "figures" / f"{name}.json", figure)
     write_json(folder / "selection.json", {name: each.to_dict() for name, each in found.selections.items()})
     write_json(folder / "run.json", about(analysis))
-    for path in (folder / "preset.json", preset):
-        write_json(path, found.recipe.to_dict())
+    write_json(folder / "preset.json", found.recipe.to_dict())
     for name, picture in make_gallery(analysis, found).items():
         write_image(folder / "figures" / f"{name}.png", picture)
     with suppress(UsageError):  # no matplotlib
         draw(folder)
-    return write_page(folder)
+    page = write_page(folder)
+    write_json(preset, found.recipe.to_dict())
+    return page
 
 
 def about(analysis: Analysis) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bachvid.evaluate.plans import PAPER_STEPS, PLANS, Plan, Ranking, Subject
 from bachvid.evaluate.report import report
 from bachvid.evaluate.runs import Run
 from bachvid.evaluate.stage import measure_group
-from bachvid.evaluate.studio import Studio, timesteps_of
+from bachvid.evaluate.studio import Studio, is_of_stage, timesteps_of
 from bachvid.method.identity import fingerprint
 from bachvid.method.recipe import own_recipe
 from bachvid.models.checkpoint import Checkpoint, open_checkpoint
@@ -61,8 +61,8 @@ def main(args: argparse.Namespace) -> int:
     plan = PLANS[args.what]
     check(args, plan)
     groups, prompts = args.groups or plan.groups, args.prompts or plan.prompts
+    folder = stage_model(args.model)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    folder = find_model(args.model)
     checkpoint = open_checkpoint(folder)
     recipe = own_recipe(folder, checkpoint.family, checkpoint.config.layers)
     recipe = recipe.at(timesteps_of(checkpoint, args.steps or recipe.steps))
@@ -105,6 +105,17 @@ def check(args: argparse.Namespace, plan: Plan) -> None:
         )
     if args.calibration is not None and not plan.ranked:
         raise UsageError(f"--what {args.what} needs no ranking of layers. Leave out --calibration.")
+
+
+def stage_model(name: str) -> Path:
+    """The folder of a model that knows the stage; UsageError for any other, whose videos nobody can read."""
+    folder = find_model(name)
+    if not is_of_stage(folder):
+        raise UsageError(
+            f"{folder.name} was not trained on the stage, whose readers measure here: there is no "
+            f"{folder / 'training.json'}. Name a model that was, such as --model tiny-cogvideox."
+        )
+    return folder
 
 
 def subject_of(checkpoint: Checkpoint, studio: Studio, calibration: Path | None) -> Subject:

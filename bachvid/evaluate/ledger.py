@@ -19,17 +19,21 @@ class Ledger:
     before it, so that a line which a crash cut short stays alone and counts for nothing.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Opens the file, or begins it; UsageError if it holds results of other settings."""
-        self.path, self.settings = path, settings
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], fix: str = "Delete it, or choose another --out."
+    ) -> None:
+        """Opens the file, or begins it; UsageError if it holds results of other settings.
+
+        `fix` is what to do then: it must name all that was kept beside the file and would be used again.
+        """
+        self.path, self.settings, self.fix = path, settings, fix
         self._begin(settings)
         known = self._lines()[0]
         for name in (*known, *settings):
             if known.get(name) != settings.get(name):
                 raise UsageError(
                     f"{path} holds results of another {name} "
-                    f"({known.get(name)!s:.60}, not {settings.get(name)!s:.60}). "
-                    "Delete it, or choose another --out."
+                    f"({known.get(name)!s:.60}, not {settings.get(name)!s:.60}). {self.fix}"
                 )
 
     def _begin(self, settings: Mapping[str, Any]) -> None:
@@ -70,5 +74,5 @@ class Ledger:
             except ValueError:  # cut short
                 continue
         if not found:
-            raise UsageError(f"{self.path} holds no results. Delete it, or choose another --out.")
+            raise UsageError(f"{self.path} holds no results. {self.fix}")
         return found

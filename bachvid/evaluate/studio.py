@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -94,6 +95,11 @@ class Studio:
     def develop(self, latents: Tensor) -> Frames:
         """The pixels of a video's latents; what is not a number is black, which no puppet is."""
         return to_frames(self.vae.to_video(latents.float())[0].nan_to_num(nan=-1.0))
+
+
+def is_of_stage(model: Path) -> bool:
+    """Whether a model was trained here, so that its videos can be read exactly."""
+    return (model / "training.json").is_file()
 
 
 def timesteps_of(checkpoint: Checkpoint, steps: int) -> Sequence[float]:

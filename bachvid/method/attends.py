@@ -1,4 +1,4 @@
-"""What stands at sites: Record keeps what passed, TextMass scores the mask, Inject borrows."""
+"""What stands at sites: Record and Output keep what passed, TextMass scores the mask, Inject borrows."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ class Record:
     def lend(self) -> Lent:
         """The keys and values of the site passed last."""
         return Lent(self.k, rotate(self.k, self.freqs), self.v)
+
+
+class Output:
+    """Attends as `inner` does and keeps the output that passed last, and none of what went into it."""
+
+    def __init__(self, inner: Attend = attend) -> None:
+        self.inner = inner
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
+        self.out = self.inner(q, k, v, freqs)  # 1 H Lq D
+        return self.out
 
 
 class TextMass:

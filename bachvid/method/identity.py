@@ -25,7 +25,7 @@ FORMAT = "bachvid-identity-1"
 class Trajectory:
     """What the file holds: the identity's latents before every step and after the last, and their origin.
 
-    For CogVideoX-5B it takes 112 MB where the paper's cache of keys and values takes 172 GB.
+    For CogVideoX-5B it takes 114 MB where the paper measured 172 GB for its cache of keys and values.
     """
 
     latents: Tensor  # steps + 1, and the shape of one video's latents
@@ -53,16 +53,18 @@ class Trajectory:
     @classmethod
     def load(cls, path: Path) -> Trajectory:
         """The trajectory in a file; ValueError says what is wrong with it."""
+        if not path.is_file():
+            raise ValueError(f"There is no file {path}. Name a trajectory that --save-identity wrote.")
         try:
             with safe_open(path, framework="pt") as file:
                 known = json.loads((file.metadata() or {}).get("bachvid", "{}"))
+                if known.get("format") != FORMAT:
+                    raise ValueError(f"{path} is no identity file. Name one that --save-identity wrote.")
                 latents, mask = (file.get_tensor(name) for name in ("latents", "mask"))
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"The identity {path} cannot be read ({error}). Make it again: --save-identity."
             ) from error
-        if known.get("format") != FORMAT:
-            raise ValueError(f"{path} is no identity file. Name one that --save-identity wrote.")
         return cls(
             latents=latents,
             mask=mask,
@@ -98,14 +100,19 @@ class Trajectory:
                     f"Use the same {name}, or make the identity again."
                 )
 
-    def replay(self, denoiser: Denoiser, prompt: Prompt) -> Scouted:
-        """The identity as its own run left it; its features are read again from the stored latents."""
+    def replay(self, denoiser: Denoiser, prompt: Prompt, recipe: Recipe) -> Scouted:
+        """The identity as its own run left it; its features are read again from the stored latents.
+
+        They are those that `recipe` matches by, read where the identity's own were or where it asks, if
+        that is later.
+        """
         steps = list(self.latents.to(denoiser.negative.device))
         take = Take(steps[-1], torch.Generator(), prompt=prompt, seed=self.seed)
-        recipe = self.recipe.at(denoiser.sampler.schedule.timesteps)
-        features = look_at(denoiser, recipe, prompt, steps[self.features_at], self.features_at).features()
+        recipe = recipe.at(denoiser.sampler.schedule.timesteps)
+        step = max(self.features_at, recipe.tau_match)
+        features = look_at(denoiser, recipe, prompt, steps[step], step).features()
         mask = self.mask.to(denoiser.negative.device)
-        return Scouted(take, denoiser.steps, steps, mask, self.believed, features, self.features_at)
+        return Scouted(take, denoiser.steps, steps, mask, self.believed, features, step)
 
 
 def _difference(theirs: Any, ours: Any) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from bachvid.method.attends import Record, TextMass
+from bachvid.method.attends import Output, TextMass
 from bachvid.method.mask import Spans, foreground, smooth
 from bachvid.method.match import side_by_side
 from bachvid.method.recipe import Recipe
@@ -25,8 +25,8 @@ class Look:
     def over(self, attend_at: Mapping[Site, Attend]) -> dict[Site, Attend]:
         """`attend_at` with this look's recorders around it."""
         at = dict(attend_at)
-        self.records = {site: Record(at.get(site, attend)) for site in self.recipe.match_sites}
-        at |= self.records
+        self.outputs = {site: Output(at.get(site, attend)) for site in self.recipe.match_sites}
+        at |= self.outputs
         self.masses = {
             site: TextMass(self.spans, self.grid.tokens, at.get(site, attend), self.recipe.mask_softmax)
             for site in self.recipe.mask_sites
@@ -41,7 +41,7 @@ class Look:
 
     def features(self) -> Tensor:
         """The outputs of all match layers side by side (N, layers C), ready for `match` (Eq. 7)."""
-        outs = [record.out for record in self.records.values()]
+        outs = [output.out for output in self.outputs.values()]
         return side_by_side(outs, self.grid.tokens, self.recipe.normalize)
 
     def last_layer(self) -> int:

@@ -51,7 +51,8 @@ def match(frame: Tensor, identity: Tensor, grid: Grid, recipe: Recipe, rows: int
 
 
 def _best(frame: Tensor, identity: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    blocks = [(block.float() @ identity.float().T).max(dim=1) for block in frame.split(rows)]
+    identity = identity.float().T  # layers C N
+    blocks = [(block.float() @ identity).max(dim=1) for block in frame.split(rows)]
     return torch.cat([b.indices for b in blocks]), torch.cat([b.values for b in blocks])
 
 

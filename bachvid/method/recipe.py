@@ -170,6 +170,4 @@ def load_preset(path: Path) -> Recipe:
     try:
         return Recipe.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path.name} is not a recipe ({error}). Write it again or name a preset."
-        ) from error
+        raise ValueError(f"{path} is not a recipe ({error}). Name another with --preset.") from error

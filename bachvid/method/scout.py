@@ -20,7 +20,7 @@ class Scouted:
     """What the pre-run found out about a video, and where it stands."""
 
     take: Take  # stands before step `tau`
-    tau: int
+    tau: int  # where the pre-run ended: the later one of the recipe's two, or later still for the mask
     trajectory: list[Tensor]  # its latents before steps 0 .. tau
     mask: Tensor  # N bool
     believed: bool  # the mask holds neither almost nothing nor almost everything

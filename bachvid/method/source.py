@@ -12,7 +12,7 @@ from bachvid.method.attends import Lent, Record
 from bachvid.method.denoiser import Denoiser, Take
 from bachvid.method.scout import Scouted
 from bachvid.method.together import Pass, forward
-from bachvid.models.attention import Site
+from bachvid.models.attention import Site, rotate
 from bachvid.sampling.loop import denoise
 
 Lend = Mapping[Site, Callable[[], Lent]]  # what may be asked for at each vital layer
@@ -45,13 +45,14 @@ class Alongside:
 class Cache:
     """The identity is finished first; what it lends at every step and vital layer waits in host memory.
 
-    This is the paper's way, kept to compare with: 162 GB for CogVideoX-5B. It holds the conditional branch.
+    This is the paper's way, kept to compare with: 164 GB for CogVideoX-5B. It holds the conditional branch.
     """
 
     def __init__(self, identity: Scouted, sites: Sequence[Site]) -> None:
         self.identity = identity
         self.sites = sites
-        self.kept: dict[tuple[int, Site], Lent] = {}
+        self.kept: dict[tuple[int, Site], tuple[Tensor, Tensor]] = {}  # keys, not yet rotated, and values
+        self.freqs: Tensor | None = None
 
     def fill(self, denoiser: Denoiser) -> Iterator[int]:
         """Finishes the identity alone, yielding every step taken."""
@@ -78,9 +79,10 @@ class Cache:
         latents, text = self.identity.trajectory[step], self.identity.take.prompt.text
         predictions = forward(denoiser.model, denoiser.timestep(step), [Pass(latents, text, records)])
         for site, record in records.items():
-            self.kept[step, site] = Lent(*(x.cpu() for x in record.lend()))
+            self.kept[step, site] = record.k.cpu(), record.v.cpu()
+            self.freqs = record.freqs
         return predictions
 
     def _lend(self, step: int, site: Site) -> Lent:
-        device = self.identity.take.latents.device
-        return Lent(*(x.to(device) for x in self.kept[step, site]))
+        k, v = (x.to(self.identity.take.latents.device) for x in self.kept[step, site])
+        return Lent(k, rotate(k, self.freqs), v)

@@ -56,9 +56,11 @@ def content_words(text: str) -> list[str]:
 
 
 def occurrences(text: str, phrases: Sequence[str]) -> Iterator[Range]:
-    """Where the phrases stand in a text, as whole words, whatever their case."""
-    for phrase in phrases:
-        pattern = rf"(?<!\w){re.escape(phrase.strip())}(?!\w)"
+    """Where the phrases stand in a text, whatever their case, as whole words where words have spaces."""
+    for phrase in filter(None, map(str.strip, phrases)):
+        before = rf"(?<!{LETTER})" if re.match(LETTER, phrase[0]) else ""
+        after = rf"(?!{LETTER})" if re.match(LETTER, phrase[-1]) else ""
+        pattern = f"{before}{re.escape(phrase)}{after}"
         yield from (found.span() for found in re.finditer(pattern, text, re.IGNORECASE))
 
 
@@ -70,12 +72,19 @@ def _found(
         chosen[name] = tuple(phrase for phrase in ask(text) if list(occurrences(text, [phrase])))
         if not chosen[name]:
             raise ValueError(
-                f"The {name} {text!r} has no noun to look for ({source} words). Mark one: an old [fisherman]."
+                f"The {name} {text!r} has no noun to look for ({source} words). {WAYS_OUT[source]}"
             )
     return Words(source, chosen["background"], chosen["character"])
 
 
 MARK = re.compile(r"\[([^\[\]]+)\]")
+LETTER = r"[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"  # of a script that has spaces between words
+WAYS_OUT = {
+    "marked": "Mark one there too, as in the other part: an old [fisherman].",
+    "listed": "Add one to --nouns.",
+    "model": "Mark one in both parts: an old [fisherman] in a [harbour].",
+    "content": "Mark one in both parts: an old [fisherman] in a [harbour].",
+}
 FUNCTION_WORDS = frozenset(
     word
     for line in (

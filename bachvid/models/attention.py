@@ -73,10 +73,11 @@ def attend_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(q), q.new_full((batch, heads, queries), -torch.inf, dtype=torch.float32)
     if q.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    if q.device.type == "cuda" and width % 8 == 0 and width <= 256:
-        if q.dtype in (torch.float16, torch.bfloat16):
+    if q.device.type == "cuda":
+        asked = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+        if torch.backends.cuda.can_use_flash_attention(asked):
             return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
-        if q.dtype is torch.float32:
+        if torch.backends.cuda.can_use_efficient_attention(asked):
             out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
             return out, lse[..., :queries]  # the operator pads that axis to a multiple of 32
     return _attend_in_blocks(q, k, v)
@@ -93,9 +94,9 @@ def reject_unknown(attend_at: Mapping[Site, Attend], sites: Iterable[Site]) -> N
 
 
 def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, rows: int = 256) -> tuple[Tensor, Tensor]:
-    outs, lses = [], []
+    outs, lses, keys = [], [], k.float().transpose(-1, -2)  # B H D Lk
     for some in q.split(rows, dim=2):
-        scores = some.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5  # B H rows Lk
+        scores = some.float() @ keys * q.shape[-1] ** -0.5  # B H rows Lk
         lses.append(scores.logsumexp(-1))
         outs.append(scores.softmax(-1).to(v.dtype) @ v)
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)

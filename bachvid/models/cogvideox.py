@@ -211,8 +211,7 @@ class CogVideoX(nn.Module):
                 f"text has {text.shape[1]} tokens; this checkpoint's positions need {config.text_length}"
             )
         scales = (config.temporal_scale, config.spatial_scale)
-        table = sincos_table(grid, config.width, scales, lead=text.shape[1])
-        return table.to(text.device, text.dtype)
+        return sincos_table(grid, config.width, scales, lead=text.shape[1], like=text)
 
     def _patches(self, latents: Tensor, grid: Grid) -> Tensor:
         p, deep = self.config.patch, self.config.patch_frames

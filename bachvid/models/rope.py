@@ -55,11 +55,14 @@ def resized_positions(size: tuple[int, int], base: tuple[int, int]) -> list[Tens
     return positions
 
 
-def sincos_table(box: tuple[int, int, int], width: int, scales: tuple[float, float], lead: int) -> Tensor:
-    """The additive positions (lead + N, C) of a (frames, rows, columns) box, float64; `lead` rows are zero.
+def sincos_table(
+    box: tuple[int, int, int], width: int, scales: tuple[float, float], lead: int, like: Tensor
+) -> Tensor:
+    """The additive positions (lead + N, C) of a (frames, rows, columns) box; `lead` rows are zero.
 
     A quarter of the channels encodes the frame, three eighths the column, three eighths the row; `scales`
-    divide the frame index and the spatial indices. Agrees with diffusers' `get_3d_sincos_pos_embed`.
+    divide the frame index and the spatial indices. Each axis is computed in float64 on the CPU; the table
+    has the dtype and the device of `like`. Agrees with diffusers' `get_3d_sincos_pos_embed`.
     """
     frames, rows, columns = (torch.arange(n, dtype=torch.float32) for n in box)
     temporal, spatial = scales
@@ -68,7 +71,7 @@ def sincos_table(box: tuple[int, int, int], width: int, scales: tuple[float, flo
         _sincos(columns / spatial, 3 * width // 8)[None, None, :, :],
         _sincos(rows / spatial, 3 * width // 8)[None, :, None, :],
     ]
-    table = torch.cat([p.expand(*box, -1) for p in parts], dim=-1).flatten(0, 2)  # N C
+    table = torch.cat([p.to(like).expand(*box, -1) for p in parts], dim=-1).flatten(0, 2)  # N C
     return torch.cat((table.new_zeros(lead, width), table))
 
 

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = args.processes or (1 if device == "cuda" else len(os.sched_getaffinity(0)))
+    size = args.processes or (1 if device == "cuda" else cores())
     if device == "cuda" and size > 1:
         raise ValueError("one process trains on one GPU; leave --processes out")
     recipe, work = RECIPES[args.model], Work(args.work)
@@ -91,6 +91,11 @@ def main(args: argparse.Namespace) -> int:
     parts = export(recipe, work, args.seed, out)
     print(f"{', '.join(parts)} written to {out}")
     return 0
+
+
+def cores() -> int:
+    """How many this process may use; of the whole machine where it cannot say, as on macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_others(index: int, args: argparse.Namespace, device: str, size: int, meeting: str) -> None:
