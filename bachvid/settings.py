@@ -30,7 +30,7 @@ SOLVERS: dict[str, dict[str, dict[str, Any]]] = {  # of each family, in the word
         "euler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     },
 }
-SEEDS = 2**63 - 1024  # so many, and room for those of a group
+SEEDS = 2**63 - 1024  # torch's end at 2^63, and the videos of a group count on from the first's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -72,7 +72,7 @@ def _known(file: Path, families: Mapping[str, type[Checkpoint]]) -> str:
             f"{file} describes a {name}, not a {' or '.join(families)}; only text-to-video is read: "
             "give another folder"
         )
-    if any(values.get("transformer_2", ())):
+    if any(values.get("transformer_2") or ()):
         raise WeightsError(f"{file} names a second transformer, as Wan2.2 has; give a Wan2.1 of one")
     return name
 
