@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-DEVICE = torch.device("meta")  # a name that PyTorch knows and no code of ours asks for
+DEVICE = torch.device("meta")  # a name that PyTorch knows; what our code only outlines on it gets values here
 COPIES = ("copy_", "_to_copy")
 
 
