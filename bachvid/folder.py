@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -17,7 +16,7 @@ from torch import Tensor
 from bachvid.errors import UsageError
 from bachvid.method.spans import Parts
 from bachvid.models.weights import save
-from bachvid.pictures.files import write_bytes
+from bachvid.pictures.files import write_json
 from bachvid.pictures.frames import Frames
 
 
@@ -65,8 +64,7 @@ class RunFolder:
 
     def write_json(self, name: str, values: Any) -> None:
         """Write plain values, readable by people."""
-        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-        write_bytes(self.path / name, f"{text}\n".encode())
+        write_json(self.path / name, values)
 
     def write_latents(self, video: Made) -> None:
         """Write a video's final latents beside where its mp4 will stand."""

@@ -20,7 +20,6 @@ from bachvid.album import make_album
 from bachvid.console import Console
 from bachvid.errors import UsageError, guarded
 from bachvid.evaluate.agreement import read_group
-from bachvid.evaluate.report import finite
 from bachvid.evaluate.studio import is_of_stage
 from bachvid.folder import Made, RunFolder, manifest, slug
 from bachvid.method.denoiser import Denoiser, Prompt, Take
@@ -53,12 +52,12 @@ def main(args: argparse.Namespace) -> int:
     model = find_model(args.model)
     checkpoint = open_checkpoint(model)
     settings = resolve(args, checkpoint, model)
+    check_flags(args, settings)
     joined = Trajectory.load(args.identity) if args.identity else None
     stories = find_stories(args, model)
     nouns = [word.strip() for word in (args.nouns or "").split(",") if word.strip()]
     ask = noun_model(args.noun_model) if args.noun_model else None
     of_stage = is_of_stage(model)  # fast enough for twins, and readable exactly
-    check_flags(args, settings)
     wanted = of_stage if args.with_vanilla is None else args.with_vanilla
     twins = wanted and settings.recipe.mode != "off"  # there the videos are their own twins
     for story, folder in zip(stories, choose_folders(args.out, stories), strict=True):
@@ -199,8 +198,7 @@ class Run:
         agree = {
             name: read_group([v.frames for v in group]) for name, group in groups.items() if len(group) > 1
         }
-        plain = {name: {key: finite(value) for key, value in each.items()} for name, each in agree.items()}
-        self.folder.write_json("metrics.json", plain)
+        self.folder.write_json("metrics.json", agree)
         for name, figures in agree.items():
             shown = ", ".join(f"{AGREEMENT[key]} {figures[key]:.2f}" for key in AGREEMENT)
             self.console.say(f"{name}: {shown}")

@@ -43,3 +43,12 @@ def random_model(folder: Path, name: str, layers: int = 2) -> Path:
     (folder / "training.json").write_text(json.dumps({"videos": videos}))
     (folder / "preset.json").write_text(json.dumps(RECIPE[name].to_dict()))
     return folder
+
+
+def untrained(model: Path, folder: Path) -> Path:
+    """The same model without the record that it was trained here."""
+    folder.mkdir()
+    for part in model.iterdir():
+        if part.name != "training.json":
+            (folder / part.name).symlink_to(part)
+    return folder

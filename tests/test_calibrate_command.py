@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from small_stage import small_model
-from stage_models import random_model
+from stage_models import random_model, untrained
 
 from bachvid.__main__ import main
 from bachvid.calibrate.analysis import Analysis
@@ -232,11 +232,7 @@ def test_mistakes_are_told_before_any_work(
     assert main(["calibrate", str(model), *out, "--device", "nonsense"]) == 2
     assert main(["calibrate", str(model), *out, "--truth", str(tmp_path)]) == 2
     assert "aesthetic" in capsys.readouterr().err
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    for part in model.iterdir():
-        if part.name != "training.json":
-            (foreign / part.name).symlink_to(part)
+    foreign = untrained(model, tmp_path / "foreign")
     assert main(["calibrate", str(foreign), *out]) == 2
     assert "--stories" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from small_stage import small_model
+from stage_models import untrained
 
 from bachvid.__main__ import main
 from bachvid.errors import UsageError
@@ -284,11 +285,7 @@ def test_flags_that_do_not_go_together(
 def test_a_model_that_was_not_trained_on_the_stage_is_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    for part in model.iterdir():
-        if part.name != "training.json":
-            (foreign / part.name).symlink_to(part)
+    foreign = untrained(model, tmp_path / "foreign")
     assert evaluate(foreign, tmp_path / "results" / "out.json") == 2
     said = capsys.readouterr().err
     assert "foreign was not trained on the stage" in said and "training.json" in said and "--model" in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from bachvid.calibrate.page import write_page
 from bachvid.calibrate.plots import draw
 from bachvid.calibrate.procedure import Found
 from bachvid.errors import UsageError
-from bachvid.pictures.files import write_bytes, write_image
+from bachvid.pictures.files import write_image, write_json
 
 
 def write_record(analysis: Analysis, found: Found, preset: Path) -> Path:
@@ -56,18 +55,3 @@ def about(analysis: Analysis) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write plain values; what is not a number becomes null."""
-    text = json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
-
-
-def plain(values: Any) -> Any:
-    """Values that JSON has words for."""
-    if isinstance(values, dict):
-        return {key: plain(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [plain(value) for value in values]
-    return None if isinstance(values, float) and values != values else values

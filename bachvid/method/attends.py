@@ -1,4 +1,4 @@
-"""What stands at sites: Record and Output keep what passed, TextMass scores the mask, Inject borrows."""
+"""What stands at sites: Output and Record keep what passed, TextMass scores the mask, Inject borrows."""
 
 from __future__ import annotations
 
@@ -22,22 +22,6 @@ class Lent(NamedTuple):
     v: Tensor
 
 
-class Record:
-    """Attends as `inner` does and keeps the last keys, values and output that passed."""
-
-    def __init__(self, inner: Attend = attend) -> None:
-        self.inner = inner
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
-        self.k, self.v, self.freqs = k, v, freqs
-        self.out = self.inner(q, k, v, freqs)  # 1 H Lq D
-        return self.out
-
-    def lend(self) -> Lent:
-        """The keys and values of the site passed last."""
-        return Lent(self.k, rotate(self.k, self.freqs), self.v)
-
-
 class Output:
     """Attends as `inner` does and keeps the output that passed last, and none of what went into it."""
 
@@ -47,6 +31,18 @@ class Output:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
         self.out = self.inner(q, k, v, freqs)  # 1 H Lq D
         return self.out
+
+
+class Record(Output):
+    """An output, and the keys and values that it was made from."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
+        self.k, self.v, self.freqs = k, v, freqs
+        return super().__call__(q, k, v, freqs)
+
+    def lend(self) -> Lent:
+        """The keys and values of the site passed last."""
+        return Lent(self.k, rotate(self.k, self.freqs), self.v)
 
 
 class TextMass:

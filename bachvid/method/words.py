@@ -79,11 +79,12 @@ def _found(
 
 MARK = re.compile(r"\[([^\[\]]+)\]")
 LETTER = r"[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"  # of a script that has spaces between words
+MARK_BOTH = "Mark one in both parts: an old [fisherman] in a [harbour]."
 WAYS_OUT = {
     "marked": "Mark one there too, as in the other part: an old [fisherman].",
     "listed": "Add one to --nouns.",
-    "model": "Mark one in both parts: an old [fisherman] in a [harbour].",
-    "content": "Mark one in both parts: an old [fisherman] in a [harbour].",
+    "model": MARK_BOTH,
+    "content": MARK_BOTH,
 }
 FUNCTION_WORDS = frozenset(
     word

@@ -25,7 +25,7 @@ from bachvid.models.wan import Wan
 from bachvid.models.wan_checkpoint import WanCheckpoint
 from bachvid.models.wan_layouts import wan_vae_diffusers
 from bachvid.models.wan_vae import WanVAE
-from bachvid.models.weights import WeightsError, read_json, save, write_json
+from bachvid.models.weights import WeightsError, read_config, save, write_json
 
 __all__ = ["Checkpoint", "WeightsError", "diffusers_names", "open_checkpoint", "save_index", "save_model"]
 
@@ -65,16 +65,11 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
 
 def _known(file: Path, families: Mapping[str, type[Checkpoint]]) -> str:
     """The class that an index or a config names, if it is a text-to-video model of a single denoiser."""
-    values = read_json(file)
-    name = str(values.get("_class_name"))
-    if name not in families:
-        raise WeightsError(
-            f"{file} describes a {name}, not a {' or '.join(families)}; only text-to-video is read: "
-            "give another folder"
-        )
+    fix = "only text-to-video is read: give another folder"
+    values = read_config(file, "_class_name", *families, fix=fix)
     if any(values.get("transformer_2") or ()):
         raise WeightsError(f"{file} names a second transformer, as Wan2.2 has; give a Wan2.1 of one")
-    return name
+    return str(values["_class_name"])
 
 
 def save_model(

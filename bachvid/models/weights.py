@@ -225,13 +225,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def read_config(file: Path, key: str, *known: str) -> dict[str, Any]:
+def read_config(file: Path, key: str, *known: str, fix: str = "put the right part there") -> dict[str, Any]:
     """The values of a config file, which must say under `key` that it is of a known kind."""
     values = read_json(file)
     if values.get(key) not in known:
-        raise WeightsError(
-            f"{file} describes a {values.get(key)}, not a {' or '.join(known)}; put the right part there"
-        )
+        raise WeightsError(f"{file} describes a {values.get(key)}, not a {' or '.join(known)}; {fix}")
     return values
 
 
