@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 class Exit(IntEnum):
@@ -31,6 +32,22 @@ class StoryError(UsageError):
     def __init__(self, sentence: str, file: Path | str, line: int | None = None) -> None:
         self.file, self.line = Path(file), line
         super().__init__(f"{sentence}  {file}" if line is None else f"{sentence}  {file}:{line}")
+
+
+def check_writable(path: Path, flag: str, folder: bool = False) -> None:
+    """Raise UsageError, which names the flag, if no file can be written at `path`, or no folder filled there.
+
+    Neither it nor the folders above it need exist yet, and none is made.
+    """
+    if path.is_dir() and not folder:
+        raise UsageError(f"{path} is a folder. Name the file to write: {flag} FILE.")
+    places = path.absolute().parents if not folder else (path, *path.absolute().parents)
+    try:
+        TemporaryFile(dir=next(place for place in places if place.exists())).close()
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}). Choose another place with {flag}."
+        ) from error
 
 
 def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bachvid.errors import UsageError
+from bachvid.errors import UsageError, check_writable
 from bachvid.method.spans import Parts
 from bachvid.models.weights import save
 from bachvid.pictures.files import write_json
@@ -49,11 +48,7 @@ class RunFolder:
         path = out or Path("runs") / f"{slug(about)}-{time.strftime('%Y%m%d-%H%M%S')}"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(f"{path} exists already and is not empty. Name another folder with --out.")
-        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise UsageError(
-                f"{path} cannot be written: {parent} is not a folder you may write to. Choose another --out."
-            )
+        check_writable(path, "--out", folder=True)
         return cls(path)
 
     def __truediv__(self, name: str) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bachvid.album import make_album
 from bachvid.console import Console
@@ -31,6 +32,7 @@ from bachvid.method.spans import Parts
 from bachvid.method.words import Ask, Words
 from bachvid.models.checkpoint import Checkpoint, open_checkpoint
 from bachvid.models.parts import VAE
+from bachvid.models.text import TextEncoder
 from bachvid.nouns import noun_model
 from bachvid.pictures.frames import to_frames
 from bachvid.sampling.guidance import dynamic, static
@@ -60,9 +62,12 @@ def main(args: argparse.Namespace) -> int:
     of_stage = is_of_stage(model)  # fast enough for twins, and readable exactly
     wanted = of_stage if args.with_vanilla is None else args.with_vanilla
     twins = wanted and settings.recipe.mode != "off"  # there the videos are their own twins
-    for story, folder in zip(stories, choose_folders(args.out, stories), strict=True):
-        given = (model, checkpoint, settings, story, folder, joined, twins, of_stage)
-        Run(*given, args.save_identity, nouns, ask).make()
+    given = (model, checkpoint, settings, joined, twins, of_stage, args.save_identity, nouns, ask)
+    folders = choose_folders(args.out, stories)
+    runs = [Run(*given, story, folder) for story, folder in zip(stories, folders, strict=True)]
+    encode(runs)
+    for run in runs:
+        run.make()
     return 0
 
 
@@ -82,6 +87,14 @@ def choose_folders(out: Path | None, stories: Sequence[Story]) -> list[RunFolder
     return [RunFolder.choose(base / f"{n:02}", story.background) for n, story in enumerate(stories, start=1)]
 
 
+def encode(runs: Sequence[Run]) -> None:
+    """Gives all runs their prompts, so that a word wrong in the last is told before the first is made."""
+    checkpoint, settings = runs[0].checkpoint, runs[0].settings
+    encoder = checkpoint.text_encoder(settings.dtype, settings.device)
+    for run in runs:
+        run.encode(encoder)
+
+
 @dataclass
 class Run:
     """Everything one group needs; `make` tells the story."""
@@ -89,29 +102,36 @@ class Run:
     model: Path
     checkpoint: Checkpoint
     settings: Settings
-    story: Story
-    folder: RunFolder
     joined: Trajectory | None  # an identity from an earlier run
     with_vanilla: bool
     of_stage: bool  # the model knows the stage world, so its videos can be read exactly
     save_identity: bool
-    nouns: Sequence[str] = ()  # to look for in the masks, unless the story marks some
-    ask: Ask | None = None  # a language model that finds them
+    nouns: Sequence[str]  # to look for in the masks, unless the story marks some
+    ask: Ask | None  # a language model that finds them
+    story: Story
+    folder: RunFolder
     console: Console = field(default_factory=Console)
+    prompts: Sequence[Prompt] = field(init=False, repr=False)  # the identity's first
+    negative: Tensor = field(init=False, repr=False)
+
+    def encode(self, encoder: TextEncoder) -> None:
+        """Every prompt, and the negative one."""
+        settings = self.settings
+        self.prompts = encode_prompts(encoder, self.parts, settings.recipe, self.words)
+        self.negative = encoder.encode(encoder.clean(settings.negative))
 
     def make(self) -> None:
-        """Prompts to text, text to latents, latents to pixels, pixels to files."""
+        """Text to latents, latents to pixels, pixels to files."""
         with self.console.stage("load"):
-            prompts, negative = self.encode()
-            denoiser = self.load_denoiser(negative)
+            denoiser = self.load_denoiser()
             vae = self.checkpoint.vae(torch.float32, self.settings.device)
             if self.joined:
                 self.joined.check(self.world(denoiser))
         self.folder.write_json("config.json", self.config())
         with self.console.stage("denoise"):
-            videos = self.denoise(denoiser, prompts)
+            videos = self.denoise(denoiser)
         with self.console.stage("vanilla"):
-            twins = self.twins(denoiser, prompts) if self.with_vanilla else []
+            twins = self.twins(denoiser) if self.with_vanilla else []
         del denoiser  # decoding is where memory runs out
         with self.console.stage("decode"):
             self.decode(vae, [*videos, *twins])
@@ -126,33 +146,27 @@ class Run:
         self.console.say(self.console.summary())
         self.console.say(f"Look at {contact}")
 
-    def encode(self) -> tuple[list[Prompt], torch.Tensor]:
-        """Every prompt, the identity's first, and the negative one."""
-        settings = self.settings
-        encoder = self.checkpoint.text_encoder(settings.dtype, settings.device)
-        prompts = encode_prompts(encoder, self.parts, settings.recipe, self.words)
-        return prompts, encoder.encode(encoder.clean(settings.negative))
-
     def words(self, video: Parts) -> Words | None:
         """The words that stand for the place and the character in the masks; None: all of them."""
         return video.words(self.settings.recipe.words, self.story.marked, self.nouns, self.ask)
 
-    def load_denoiser(self, negative: torch.Tensor) -> Denoiser:
+    def load_denoiser(self) -> Denoiser:
         """The denoiser with its sampler and guidance, and the shape of one video's latents."""
         settings = self.settings
         return Denoiser(
             model=self.checkpoint.transformer(settings.dtype, settings.device),
             sampler=read_sampler(settings.scheduler, settings.steps),
-            negative=negative,
+            negative=self.negative,
             shape=self.checkpoint.latent_shape(settings.size, settings.frames),
             scale=settings.guidance,
             guidance=dynamic if settings.dynamic_guidance else static,
             wide=self.checkpoint.wide,
         )
 
-    def denoise(self, denoiser: Denoiser, prompts: Sequence[Prompt]) -> list[Made]:
+    def denoise(self, denoiser: Denoiser) -> list[Made]:
         """The group's latents, on disk before anything is decoded; in mode "off" without the method."""
-        recipe, seeds = self.settings.recipe, self.seeds(len(prompts))
+        recipe, prompts = self.settings.recipe, self.prompts
+        seeds = self.seeds(len(prompts))
         if recipe.mode == "off":
             return self.keep(self.follow_vanilla(denoiser, prompts, seeds))
         if self.joined or self.settings.source == "replay":
@@ -176,13 +190,13 @@ class Run:
         alone = self.follow(Group(denoiser, self.settings.recipe, [prompt], [seed]))
         return known(alone.identity)
 
-    def twins(self, denoiser: Denoiser, prompts: Sequence[Prompt]) -> list[Made]:
+    def twins(self, denoiser: Denoiser) -> list[Made]:
         """The frame videos again, from the same prompts and noise, without the method.
 
         The identity needs no twin: nothing is ever injected into it.
         """
-        seeds = self.seeds(len(prompts))
-        return self.keep(self.follow_vanilla(denoiser, prompts[1:], seeds[1:]), vanilla=True)
+        seeds = self.seeds(len(self.prompts))
+        return self.keep(self.follow_vanilla(denoiser, self.prompts[1:], seeds[1:]), vanilla=True)
 
     def decode(self, vae: VAE, videos: Sequence[Made]) -> None:
         """Pixels, one video at a time."""

@@ -165,8 +165,8 @@ def test_a_preset_beside_the_weights_is_replaced_only_by_name(
 @pytest.mark.parametrize(
     ("place", "sentence"),
     [
-        ("file/preset.json", "cannot be written to"),
-        ("file/deeper/preset.json", "cannot be written to"),
+        ("file/preset.json", "cannot be written"),
+        ("file/deeper/preset.json", "cannot be written"),
         ("folder", "is a folder"),
     ],
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bachvid.method.attends import Inject, Record
-from bachvid.method.denoiser import Denoiser, Prompt
+from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.group import Group, vanilla
 from bachvid.method.identity import Trajectory
 from bachvid.method.look import Look
@@ -31,6 +31,7 @@ from bachvid.models.cogvideox import CogVideoX, CogVideoXConfig
 from bachvid.models.wan import Wan, WanConfig
 from bachvid.sampling.flow_schedule import flow_schedule
 from bachvid.sampling.flow_step import dpm_flow_sde_2m, flow_euler, unipc
+from bachvid.sampling.loop import denoise
 from bachvid.sampling.sampler import Sampler
 from bachvid.sampling.schedule import cogvideox_schedule
 from bachvid.sampling.step import Step, ddim, dpm_sde_2m
@@ -441,14 +442,50 @@ def test_refresh_reads_masks_and_matches_where_it_injects() -> None:
     assert frame.note is None
 
 
+def test_both_branches_of_a_step_borrow_at_the_same_places() -> None:
+    """What a refresh has seen in the conditional branch counts from the next step on."""
+    wide = replace(RECIPE, least_share=0.0, most_share=1.0)
+    recipe = replace(wide, refresh=True, tau_mask=2, mask_layers=(4,), kv_layers=(1, 2), branches="both")
+    group = Group(denoiser(solver="ddim"), recipe, PROMPTS[:2], [1, 1])
+    main_run = (progress.step for progress in group.run() if progress.phase == "main run")
+    next(main_run)
+    frame, moved = group.frames[0], 0
+    where, before = frame.places, frame.take.latents
+    for step in main_run:
+        expected = after_one_step(group, where, before, step)
+        assert torch.allclose(frame.take.latents, expected, atol=1e-5)
+        moved += not torch.equal(where.foreground, frame.places.foreground)
+        where, before = frame.places, frame.take.latents
+    assert moved, "the places of some step must differ from those of the next"
+
+
+def after_one_step(group: Group, where: Places, before: Tensor, step: int) -> Tensor:
+    """The latents behind a step in which both branches borrow at these places."""
+    of, sites, trajectory = group.denoiser, group.recipe.kv_sites, group.identity.trajectory
+
+    def predict(takes: Sequence[Take], step: int) -> list[Tensor]:
+        branches = []
+        for texts in ([prompt.text for prompt in PROMPTS[:2]], [of.negative, of.negative]):
+            record = Record()
+            first = Pass(trajectory[step], texts[0], dict.fromkeys(sites, record))
+            borrow = dict.fromkeys(sites, Inject(record.lend, where))
+            branches.append(forward(of.model, of.timestep(step), [first, Pass(before, texts[1], borrow)])[1:])
+        return of.guide(takes, step, *branches)
+
+    take = Take(before, torch.Generator(), prompt=PROMPTS[1], seed=1)
+    for _ in denoise(predict, [take], of.sampler, [step]):
+        return take.latents
+    raise AssertionError
+
+
 def injected_look(group: Group, where: Places, before: Tensor, step: int) -> Look:
     """What the frame video shows while it borrows at these places."""
     record, of = Record(), group.denoiser
-    look = Look(group.recipe, SPANS, group.frames[0].grid)
     sites = group.recipe.kv_sites
     first = Pass(group.identity.trajectory[step], PROMPTS[0].text, dict.fromkeys(sites, record))
-    at = look.over(dict.fromkeys(sites, Inject(record.lend, where)))
-    forward(of.model, of.timestep(step), [first, Pass(before, PROMPTS[1].text, at)])
+    borrow = dict.fromkeys(sites, Inject(record.lend, where))
+    look = Look(group.recipe, SPANS, group.frames[0].grid, around=borrow)
+    forward(of.model, of.timestep(step), [first, Pass(before, PROMPTS[1].text, look.attend_at)])
     return look
 
 

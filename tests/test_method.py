@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bachvid.method.attends import Inject, Lent, TextMass
 from bachvid.method.mask import Keys, Spans, foreground, grow, smooth, upper_class
-from bachvid.method.match import Matches, match, places, side_by_side
+from bachvid.method.match import Matches, features_of, match, places
 from bachvid.method.recipe import MODES, PRESETS, Mode, Recipe, load_preset, own_recipe
 from bachvid.method.scout import believable
 from bachvid.method.spans import Parts, find_spans
@@ -165,8 +165,8 @@ def test_matches_are_those_of_the_dense_similarity(
 ) -> None:
     recipe = replace(RECIPE, normalize=normalize, window=window)
     videos = [outputs(grid, lead, seed, dtype) for seed in (0, 50)]
-    features = [side_by_side(outs, grid.tokens, normalize) for outs in videos]
-    assert features[0].shape == (grid.tokens, 3 * HEADS * WIDTH)
+    features = [features_of(outs, grid.tokens, normalize) for outs in videos]
+    assert features[0].shape == (3, grid.tokens, HEADS * WIDTH)
     got = match(*features, grid, recipe, rows=4)
 
     layers = [dense_features(outs, grid.tokens) for outs in videos]
@@ -189,7 +189,7 @@ def test_one_layer_in_frame_windows_is_the_cosine_of_eq_5_and_6() -> None:
     grid = Grid(3, 2, 4)
     frame, identity = (outputs(grid, 0, seed, FP32)[:1] for seed in (0, 50))
     recipe = replace(RECIPE, match_layers=(1,), window="frame", normalize=True)
-    got = match(*(side_by_side(outs, grid.tokens, True) for outs in (frame, identity)), grid, recipe)
+    got = match(*(features_of(outs, grid.tokens, True) for outs in (frame, identity)), grid, recipe)
     for t in range(grid.frames):
         of_frame = slice(8 * t, 8 * t + 8)
         f, i = (dense_features(outs, grid.tokens)[0][of_frame] for outs in (frame, identity))
@@ -202,7 +202,7 @@ def test_one_layer_in_frame_windows_is_the_cosine_of_eq_5_and_6() -> None:
 def test_normalized_features_match_themselves(dtype: torch.dtype) -> None:
     grid = Grid(2, 3, 5)
     outs = outputs(grid, 7, 0, dtype)
-    same = match(*[side_by_side(outs, grid.tokens, True)] * 2, grid, RECIPE)
+    same = match(*[features_of(outs, grid.tokens, True)] * 2, grid, RECIPE)
     assert torch.equal(same.partner, torch.arange(grid.tokens))
     assert torch.allclose(
         same.similarity.float(), torch.ones(()), rtol=0, atol=1e-2 if dtype is BF16 else 1e-6
@@ -212,7 +212,7 @@ def test_normalized_features_match_themselves(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("rows", [1, 7, 30, 1000])
 def test_blocks_of_any_size_give_the_same_matches(rows: int) -> None:
     grid = Grid(2, 3, 5)
-    features = [side_by_side(outputs(grid, 0, seed, FP32), grid.tokens, True) for seed in (0, 50)]
+    features = [features_of(outputs(grid, 0, seed, FP32), grid.tokens, True) for seed in (0, 50)]
     whole = match(*features, grid, RECIPE)
     assert torch.equal(match(*features, grid, RECIPE, rows=rows).partner, whole.partner)
 

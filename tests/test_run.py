@@ -168,6 +168,16 @@ def test_vanilla_videos_have_no_twins_and_groups_have_folders(
     assert found == {"01/identity", "01/shots/01-opens", "02/identity"}
 
 
+def test_a_fault_in_the_last_group_is_told_before_the_first_is_made(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "story.txt").write_text("a kitchen#a fox#looks\n\na kitchen#a fox#" + "opens " * 300)
+    flags = ["--steps", 2, "--out", tmp_path / "out"]
+    assert run("--model", pipelines["5b"], tmp_path / "story.txt", *flags) == 2
+    assert_one_sentence(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_identity_of_another_world_is_refused(
     made: Path, pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

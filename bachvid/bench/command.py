@@ -18,7 +18,7 @@ import torch
 from bachvid.bench.measure import measure, results
 from bachvid.bench.rival import pipeline_of
 from bachvid.bench.subject import Subject, known_model, shortened
-from bachvid.errors import UsageError
+from bachvid.errors import UsageError, check_writable
 from bachvid.evaluate.table import Rows, aligned
 from bachvid.method.recipe import own_recipe
 from bachvid.models import cogvideox, wan
@@ -48,6 +48,8 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"--steps {args.steps} leaves nothing to take a median of. Use 3 or more.")
     if not 0 < args.foreground < 1:
         raise UsageError(f"--foreground {args.foreground:g} is no share of a frame. Use one like 0.28.")
+    if args.out:
+        check_writable(args.out, "--out")
     checkpoint = known_model(args.model)
     recipe = own_recipe(checkpoint.transformer_path.parent, checkpoint.family, checkpoint.config.layers)
     if args.layers is not None:

@@ -13,7 +13,7 @@ from bachvid.bench.clock import Took, in_turns, rounds
 from bachvid.bench.rival import follow
 from bachvid.bench.subject import Subject
 from bachvid.method.frame import FrameVideo
-from bachvid.method.group import Group
+from bachvid.method.group import MainRun
 from bachvid.method.match import match
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted, look_at
@@ -44,10 +44,11 @@ def measure(subject: Subject, share: float, pipeline: Any = None) -> Found:
     for way in WAYS:
         if way != "replay":  # which goes by the trajectory that lockstep leaves behind
             identity = anew(subject, identity)
-        group, alone = group_of(subject, identity, frame, way == "cache"), anew(subject, frame).take
+        video, alone = frame_video(subject, identity, frame), anew(subject, frame).take
         walk = denoise(denoiser.vanilla, [alone], denoiser.sampler)
-        took |= in_turns({f"vanilla, beside {way}": walk, way: main_run(group)}, device)
-        latents |= {"vanilla": alone.latents, way: group.frames[0].take.latents}
+        shared = main_run(subject, identity, video, way == "cache")
+        took |= in_turns({f"vanilla, beside {way}": walk, way: shared}, device)
+        latents |= {"vanilla": alone.latents, way: video.take.latents}
     took["look"] = rounds(partial(read, subject, frame), steps, device)
     matching = partial(match, frame.features, identity.features, subject.grid, subject.recipe)
     took["match"] = rounds(matching, steps, device)
@@ -62,17 +63,15 @@ def anew(subject: Subject, seen: Scouted) -> Scouted:
     return replace(seen, take=take, trajectory=[take.latents])
 
 
-def group_of(subject: Subject, identity: Scouted, frame: Scouted, keep_cache: bool) -> Group:
-    """Identity and frame video before their first step, as after a pre-run; every step borrows."""
-    denoiser, recipe = subject.denoiser, replace(subject.recipe, inject_steps=None)
-    group = Group(denoiser, recipe, [], [], identity, keep_cache)
-    group.frames = [FrameVideo(denoiser, group.recipe, frame, identity)]
-    return group
+def frame_video(subject: Subject, identity: Scouted, frame: Scouted) -> FrameVideo:
+    """The frame video before its first step, as after a pre-run."""
+    return FrameVideo(subject.denoiser, subject.timed_recipe, frame, identity)
 
 
-def main_run(group: Group) -> Iterator[None]:
+def main_run(subject: Subject, identity: Scouted, video: FrameVideo, keep_cache: bool) -> Iterator[None]:
     """The steps of the frame video; what the identity does before them is part of the first."""
-    for progress in group.run():
+    run = MainRun(subject.denoiser, subject.timed_recipe, identity, [video], keep_cache)
+    for progress in run.run():
         if progress.phase == "main run":
             yield
 

@@ -105,6 +105,11 @@ class Subject:
         return cls(checkpoint, size, frames, denoiser, recipe, prompts)
 
     @property
+    def timed_recipe(self) -> Recipe:
+        """The recipe for the denoiser's few steps, all of which borrow."""
+        return replace(self.recipe, inject_steps=None).at(self.denoiser.sampler.schedule.timesteps)
+
+    @property
     def grid(self) -> Grid:
         """The tokens of a video."""
         return self.denoiser.model.grid(torch.empty(self.denoiser.shape, device="meta"))

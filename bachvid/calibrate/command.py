@@ -10,7 +10,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import get_args
 
 from bachvid.calibrate.analysis import Analysis
@@ -22,7 +21,7 @@ from bachvid.calibrate.provide import find_truth, has_judge
 from bachvid.calibrate.record import write_record
 from bachvid.calibrate.truth import Judge, Truth
 from bachvid.console import Console
-from bachvid.errors import StoryError, UsageError
+from bachvid.errors import StoryError, UsageError, check_writable
 from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.studio import Studio, is_of_stage, timesteps_of
 from bachvid.method.identity import fingerprint
@@ -99,6 +98,7 @@ def main(args: argparse.Namespace) -> int:
     if args.plan:
         return 0
     preset, out = preset_file(args, folder), args.out or Path("calibrations") / folder.name
+    check_writable(out, "--out", folder=True)
     with console.stage("load"):
         truth, judge = find_truth(args, is_of_stage(folder), device, console.say)
         studio = Studio.open(checkpoint, recipe, device, dtype)
@@ -144,15 +144,7 @@ def preset_file(args: argparse.Namespace, folder: Path) -> Path:
             f"{folder.name} has a preset.json already, beside its weights: {preset}. "
             "Name where to write the new one, or that very file to replace it: --preset FILE."
         )
-    if preset.is_dir():
-        raise UsageError(f"{preset} is a folder. Name the file that the recipe is written to: --preset FILE.")
-    try:
-        TemporaryFile(dir=next(place for place in preset.absolute().parents if place.exists())).close()
-    except OSError as error:
-        raise UsageError(
-            f"The recipe cannot be written to {preset} ({error.strerror}). "
-            "Name a file in a folder that can be written to: --preset FILE."
-        ) from error
+    check_writable(preset, "--preset")
     return preset
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bachvid.method.attends import Output, TextMass
 from bachvid.method.denoiser import Denoiser, Prompt, Take
-from bachvid.method.match import match, side_by_side
+from bachvid.method.match import features_of, match
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import look_at
 from bachvid.method.together import Pass, forward
@@ -43,7 +43,7 @@ class Nearest:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
         out = self.inner(q, k, v, freqs)  # 1 H L D
-        here, there = (side_by_side([x], self.grid.tokens, normalize=True) for x in (out, self.identity.out))
+        here, there = (features_of([x], self.grid.tokens, normalize=True) for x in (out, self.identity.out))
         self.partner = match(here, there, self.grid, self.recipe).partner  # N
         return out
 

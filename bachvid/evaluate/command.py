@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bachvid.errors import UsageError
+from bachvid.errors import UsageError, check_writable
 from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.plans import PAPER_STEPS, PLANS, Plan, Ranking, Subject
 from bachvid.evaluate.report import report
@@ -62,7 +62,6 @@ def main(args: argparse.Namespace) -> int:
     check(args, plan)
     groups, prompts = args.groups or plan.groups, args.prompts or plan.prompts
     folder = stage_model(args.model)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = open_checkpoint(folder)
     recipe = own_recipe(folder, checkpoint.family, checkpoint.config.layers)
     recipe = recipe.at(timesteps_of(checkpoint, args.steps or recipe.steps))
@@ -99,6 +98,7 @@ def check(args: argparse.Namespace, plan: Plan) -> None:
         )
     if args.out.suffix != ".json":
         raise UsageError(f"Results are JSON, which {args.out.name} does not end in. Name a file FILE.json.")
+    check_writable(args.out, "--out")
     if plan.ranked and args.calibration is None:
         raise UsageError(
             f"--what {args.what} goes by a ranking of layers. Name the folder of one: --calibration FOLDER."

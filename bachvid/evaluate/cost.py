@@ -52,8 +52,7 @@ def paper_cache_gb(recipe: Recipe, identity: Scouted) -> float:
     features of the match layers: 163 GB for CogVideoX-5B in bfloat16; the paper measured 172 with all that
     is around it.
     """
-    features = identity.features
-    layer = features.numel() // len(recipe.match_layers) * features.element_size()  # tokens x width
+    layer = identity.features[0].numel() * identity.features.element_size()  # tokens x width
     return (recipe.steps * len(recipe.kv_layers) * 2 + len(recipe.match_layers)) * layer / GB
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.frame import FrameVideo
-from bachvid.method.group import Group
-from bachvid.method.look import Look
+from bachvid.method.group import MainRun
 from bachvid.method.prompts import encode_prompts
 from bachvid.method.recipe import Recipe
-from bachvid.method.scout import Scouted, believable, look_at
+from bachvid.method.scout import Scouted, look_at, read_on
 from bachvid.method.spans import Parts
 from bachvid.models.checkpoint import Checkpoint
 from bachvid.models.grid import Grid
@@ -110,28 +108,14 @@ def timesteps_of(checkpoint: Checkpoint, steps: int) -> Sequence[float]:
 def pre_run(denoiser: Denoiser, recipe: Recipe, take: Take, trajectory: Sequence[Tensor]) -> Scouted:
     """What the pre-run of this recipe finds out about a video whose way is known; nothing is denoised.
 
-    It is what `scout` returns for the same prompt and noise, but that the trajectory goes on to the end. As
-    there, a mask that cannot be believed is read again one step later, and the features with it.
+    It is what `scout` returns for the same prompt and noise, but that the trajectory goes on to the end.
     """
-
-    @cache
-    def look(step: int) -> Look:
-        return look_at(denoiser, recipe, take.prompt, trajectory[step], step)
-
-    tau, patience = recipe.tau_mask, min(2 * recipe.tau_mask, denoiser.steps - 1)
-    tries = range(tau, patience + 1)
-    step = next((step for step in tries if believable(look(step).mask(), recipe)), patience)
-    features_at = max(step, recipe.tau_match) if step > tau else recipe.tau_match
-    mask = look(step).mask()
-    return Scouted(
-        take=take,
-        tau=max(step, features_at),
-        trajectory=list(trajectory),
-        mask=mask,
-        believed=believable(mask, recipe),
-        features=look(features_at).features(),
-        features_at=features_at,
-    )
+    reading = read_on(denoiser, recipe, take, list(trajectory), walk=iter(()))
+    try:
+        next(reading)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("a trajectory that is known to its end needs no step")
 
 
 def together(
@@ -145,14 +129,13 @@ def together(
 
     `change` may alter the frame videos before their first step. Videos whose numbers overflow are NaN.
     """
-    group = Group(denoiser, recipe, [], [], identity)  # no prompts: the pre-runs are over
-    group.frames = [FrameVideo(denoiser, recipe, each, identity) for each in others]
+    frames = [FrameVideo(denoiser, recipe, each, identity) for each in others]
     if change is not None:
-        change(group.frames)
+        change(frames)
     try:
-        for _ in group.run():
+        for _ in MainRun(denoiser, recipe, identity, frames).run():
             pass
     except FloatingPointError:  # these videos are lost; the evaluation goes on
-        for frame in group.frames:
+        for frame in frames:
             frame.take.latents = torch.full_like(frame.take.latents, torch.nan)
-    return group.frames
+    return frames

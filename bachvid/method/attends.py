@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bachvid.method.mask import Keys, Spans, span_scores
 from bachvid.method.match import Places
-from bachvid.models.attention import Attend, attend, rotate
+from bachvid.models.attention import Attend, Site, attend, rotate
 
 
 class Lent(NamedTuple):
@@ -20,6 +20,9 @@ class Lent(NamedTuple):
     k: Tensor
     rotated: Tensor
     v: Tensor
+
+
+Lend = Mapping[Site, Callable[[], Lent]]  # what may be asked for at each vital layer
 
 
 class Output:

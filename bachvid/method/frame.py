@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
-from bachvid.method.attends import Inject, Lent
+from bachvid.method.attends import Inject, Lend
 from bachvid.method.denoiser import Denoiser
 from bachvid.method.look import Look
 from bachvid.method.match import Matches, Places, match, places
@@ -16,7 +16,7 @@ from bachvid.models.attention import Attend, Site
 
 
 class FrameVideo:
-    """One of the videos that share the identity's character and place, before its first step.
+    """One of the videos that share the identity's character and place: what it borrows, and where.
 
     `note` says in one sentence what was left out when a mask could not be believed; otherwise it is None.
     """
@@ -29,10 +29,10 @@ class FrameVideo:
         self.mask = seen.mask
         self.matches: Matches = match(seen.features, identity.features, self.grid, recipe)
         self.places, self.note = self._settle(seen.believed)
-        self.look: Look | None = None
+        self.look: Look | None = None  # at what this step shows, if it is to be learnt from
 
     def _settle(self, believed: bool) -> tuple[Places, str | None]:
-        """Where to borrow what; without a mask worth believing only the place, by the other video's mask."""
+        """Where to borrow what; where a mask cannot be believed only the place, by the other video's mask."""
         identity = self.identity
         if believed and identity.believed:
             return places(self.mask, identity.mask, self.matches, self.grid, self.recipe), None
@@ -47,25 +47,24 @@ class FrameVideo:
         some = f"only the background, {how}" if len(left.background) else "nothing"
         return left, f"{why}: it borrows {some}"
 
-    def attend_at(
-        self, step: int, lend: Mapping[Site, Callable[[], Lent]], watch: bool
-    ) -> Mapping[Site, Attend]:
-        """What stands in the network for this video at this step; with `watch`, a refresh may look on."""
-        at: dict[Site, Attend] = {
-            site: Inject(lender, self.places, *self.recipe.strengths) for site, lender in lend.items()
-        }
-        self.look = None
-        if watch and self.recipe.refresh and step <= max(self.recipe.tau_mask, self.recipe.tau_match):
-            self.look = Look(self.recipe, self.take.prompt.spans, self.grid)
-            return self.look.over(at)
-        return at
+    def borrow(self, lend: Lend) -> Mapping[Site, Attend]:
+        """What stands in the network for this video, wherever the identity lends."""
+        return {site: Inject(lender, self.places, *self.recipe.strengths) for site, lender in lend.items()}
+
+    def watch(self, step: int, attend_at: Mapping[Site, Attend]) -> Mapping[Site, Attend]:
+        """`attend_at`, with a look around it at steps after which masks or matches are renewed."""
+        if not self.recipe.refresh or step > max(self.recipe.tau_mask, self.recipe.tau_match):
+            return attend_at
+        self.look = Look(self.recipe, self.take.prompt.spans, self.grid, around=attend_at)
+        return self.look.attend_at
 
     def learn(self, step: int) -> None:
-        """After a watched pass, newer masks and (at tau_match) matches take over (CharaConsist)."""
-        if self.look is None:
+        """After a step that was watched, newer masks and (at tau_match) matches take over (CharaConsist)."""
+        look, self.look = self.look, None
+        if look is None:
             return
-        if step <= self.recipe.tau_mask and believable(mask := self.look.mask(), self.recipe):
+        if step <= self.recipe.tau_mask and believable(mask := look.mask(), self.recipe):
             self.mask = mask
         if step == self.recipe.tau_match:
-            self.matches = match(self.look.features(), self.identity.features, self.grid, self.recipe)
+            self.matches = match(look.features(), self.identity.features, self.grid, self.recipe)
         self.places, self.note = self._settle(believable(self.mask, self.recipe))

@@ -17,7 +17,7 @@ from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.frame import FrameVideo
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted, scout
-from bachvid.method.source import Alongside, Cache
+from bachvid.method.source import Alongside, Cache, check_cached
 from bachvid.method.together import Pass, forward
 from bachvid.sampling.loop import denoise
 
@@ -36,7 +36,8 @@ class Group:
     `prompts` and `seeds` name the identity first. With `identity`, the videos join a world that an earlier
     run made (replay): its trajectory is known to the end, and all prompts are frame videos. With
     `keep_cache`, the identity is finished first and its keys and values wait in host memory, as in the
-    paper; otherwise all videos walk in lockstep and nothing is kept. Both give the same videos.
+    paper; otherwise all videos walk in lockstep and nothing is kept. Both give the same videos; ValueError
+    for a cache with a recipe of both branches.
     """
 
     def __init__(
@@ -48,21 +49,26 @@ class Group:
         identity: Scouted | None = None,
         keep_cache: bool = False,
     ) -> None:
-        if keep_cache and recipe.branches == "both":
-            raise ValueError("the cache holds the conditional branch only; use lockstep, or branches=cond")
+        if keep_cache:
+            check_cached(recipe)
         self.denoiser = denoiser
         self.recipe = recipe.at(denoiser.sampler.schedule.timesteps)
         self.starts = list(zip(prompts, seeds, strict=True))
         self.joins = identity is not None
-        self.identity = identity
         self.keep_cache = keep_cache
         self.frames: list[FrameVideo] = []
+        self._identity = identity
+
+    @property
+    def identity(self) -> Scouted:
+        """The identity as far as it has come, once its pre-run is over."""
+        assert self._identity is not None, "the identity's pre-run comes first"
+        return self._identity
 
     @property
     def takes(self) -> list[Take]:
         """The videos made here: the identity first, unless it was given."""
         frames = [frame.take for frame in self.frames]
-        assert self.identity is not None, "the pre-run comes first"
         return frames if self.joins else [self.identity.take, *frames]
 
     @property
@@ -75,13 +81,8 @@ class Group:
     def run(self) -> Iterator[Progress]:
         """Makes the videos, yielding after every step; when it ends, `takes` hold the final latents."""
         for n, (prompt, seed) in enumerate(self.starts):
-            seen = yield from self._pre_run(n, prompt, seed)
-            if self.identity is None:
-                self.identity = seen
-            else:
-                self.frames.append(FrameVideo(self.denoiser, self.recipe, seen, self.identity))
-        assert self.identity is not None, "a group needs a video"
-        yield from self._main_run(self.identity)
+            self._take_in((yield from self._pre_run(n, prompt, seed)))
+        yield from MainRun(self.denoiser, self.recipe, self.identity, self.frames, self.keep_cache).run()
 
     def _pre_run(self, n: int, prompt: Prompt, seed: int) -> Generator[Progress, None, Scouted]:
         steps = scout(self.denoiser, self.recipe, prompt, seed)
@@ -91,15 +92,41 @@ class Group:
             except StopIteration as end:
                 return end.value
 
-    def _main_run(self, identity: Scouted) -> Iterator[Progress]:
-        """Every frame video from its first step; the identity from where its latents are not known yet."""
-        self.source: Alongside | Cache = Alongside(identity, self.recipe.kv_sites)
-        if self.keep_cache:
-            self.source = Cache(identity, self.recipe.kv_sites)
+    def _take_in(self, seen: Scouted) -> None:
+        """The first video is the identity; of the others, matches outlive the features, which are large."""
+        if self._identity is None:
+            self._identity = seen
+        else:
+            self.frames.append(FrameVideo(self.denoiser, self.recipe, seen, self.identity))
+
+
+class MainRun:
+    """All steps of frame videos whose pre-runs are over, and the steps that their identity has not taken yet.
+
+    With `keep_cache` the identity is finished first, and lends from the cache; ValueError as of `Group`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        recipe: Recipe,
+        identity: Scouted,
+        frames: Sequence[FrameVideo],
+        keep_cache: bool = False,
+    ) -> None:
+        self.denoiser = denoiser
+        self.recipe = recipe
+        self.identity = identity
+        self.frames = frames
+        self.source: Alongside | Cache = (Cache if keep_cache else Alongside)(identity, recipe)
+
+    def run(self) -> Iterator[Progress]:
+        """Takes the steps, yielding after every one; then all latents are final."""
+        if isinstance(self.source, Cache):
             for step in self.source.fill(self.denoiser):
                 yield Progress("identity", 0, step)
-        sampler, known = self.denoiser.sampler, len(identity.trajectory) - 1
-        takes = [frame.take for frame in self.frames]
+        identity, sampler = self.identity, self.denoiser.sampler
+        takes, known = [frame.take for frame in self.frames], len(identity.trajectory) - 1
         for step in denoise(self._predict, takes, sampler, range(known)):
             yield Progress("main run", None, step)
         for step in denoise(
@@ -112,21 +139,22 @@ class Group:
         """Guided predictions of the takes; frame videos borrow."""
         if not self.recipe.injects_at(step):
             return self.denoiser.vanilla(takes, step)
-        conditional = self._branch(takes, step, None)
-        for frame in self.frames:
-            frame.learn(step)
-        unconditional = None
+        conditional, unconditional = self._branch(takes, step, None), None
         if self.recipe.branches == "both" and self.denoiser.guided:
             unconditional = self._branch(takes, step, self.denoiser.negative)
+        for frame in self.frames:
+            frame.learn(step)
         return self.denoiser.guide(takes, step, conditional, unconditional)
 
     def _branch(self, takes: Sequence[Take], step: int, negative: Tensor | None) -> list[Tensor | None]:
         """Predictions of one branch of guidance, block by block, the identity going first through each."""
         passes, lend = self.source.at(step, negative)
         for frame in self.frames:
-            text = frame.take.prompt.text if negative is None else negative
-            attend_at = frame.attend_at(step, lend, watch=negative is None)
-            passes.append(Pass(frame.take.latents, text, attend_at))
+            latents, attend_at = frame.take.latents, frame.borrow(lend)
+            if negative is None:
+                passes.append(Pass(latents, frame.take.prompt.text, frame.watch(step, attend_at)))
+            else:
+                passes.append(Pass(latents, negative, attend_at))
         predictions = forward(self.denoiser.model, self.denoiser.timestep(step), passes)
         return predictions[len(predictions) - len(takes) :]
 

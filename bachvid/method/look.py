@@ -8,30 +8,29 @@ from torch import Tensor
 
 from bachvid.method.attends import Output, TextMass
 from bachvid.method.mask import Spans, foreground, smooth
-from bachvid.method.match import side_by_side
+from bachvid.method.match import features_of
 from bachvid.method.recipe import Recipe
-from bachvid.models.attention import Attend, Site, attend
+from bachvid.models.attention import NOWHERE, Attend, Site, attend
 from bachvid.models.grid import Grid
 
 
 class Look:
     """Stands at a recipe's mask and match sites, around what stands there already, and changes nothing."""
 
-    def __init__(self, recipe: Recipe, spans: Spans, grid: Grid) -> None:
+    def __init__(
+        self, recipe: Recipe, spans: Spans, grid: Grid, around: Mapping[Site, Attend] = NOWHERE
+    ) -> None:
         self.recipe = recipe
         self.spans = spans
         self.grid = grid
-
-    def over(self, attend_at: Mapping[Site, Attend]) -> dict[Site, Attend]:
-        """`attend_at` with this look's recorders around it."""
-        at = dict(attend_at)
-        self.outputs = {site: Output(at.get(site, attend)) for site in self.recipe.match_sites}
+        at = dict(around)
+        self.outputs = {site: Output(at.get(site, attend)) for site in recipe.match_sites}
         at |= self.outputs
         self.masses = {
-            site: TextMass(self.spans, self.grid.tokens, at.get(site, attend), self.recipe.mask_softmax)
-            for site in self.recipe.mask_sites
+            site: TextMass(spans, grid.tokens, at.get(site, attend), recipe.mask_softmax)
+            for site in recipe.mask_sites
         }
-        return at | self.masses
+        self.attend_at: Mapping[Site, Attend] = at | self.masses
 
     def mask(self) -> Tensor:
         """The foreground (N,) bool, from the scores of all mask layers together (Eq. 4)."""
@@ -40,9 +39,9 @@ class Look:
         return smooth(mask, self.grid) if self.recipe.smooth else mask
 
     def features(self) -> Tensor:
-        """The outputs of all match layers side by side (N, layers C), ready for `match` (Eq. 7)."""
+        """The outputs of all match layers (layers, N, C), ready for `match` (Eq. 7)."""
         outs = [output.out for output in self.outputs.values()]
-        return side_by_side(outs, self.grid.tokens, self.recipe.normalize)
+        return features_of(outs, self.grid.tokens, self.recipe.normalize)
 
     def last_layer(self) -> int:
         """The last layer a pass must reach for this look to be complete."""

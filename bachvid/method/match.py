@@ -21,27 +21,27 @@ class Matches(NamedTuple):
     similarity: Tensor  # N float32, mean over the layers
 
 
-def side_by_side(outputs: list[Tensor], tokens: int, normalize: bool) -> Tensor:
-    """Features (N, layers C) of a video: its attention outputs (1 H L D) with heads and layers joined.
+def features_of(outputs: list[Tensor], tokens: int, normalize: bool) -> Tensor:
+    """Features (layers, N, C) of a video: its attention outputs (1 H L D) with the heads joined.
 
-    The sum over layers in Eq. 7 is one dot product of these. With `normalize` every layer counts as a
-    cosine (Eq. 5).
+    With `normalize` every layer counts as a cosine (Eq. 5).
     """
     layers = [out[0, :, -tokens:].transpose(0, 1).flatten(1) for out in outputs]  # N C each
     if normalize:
         layers = [F.normalize(layer.float(), dim=-1).to(layer.dtype) for layer in layers]
-    return torch.cat(layers, dim=-1)
+    return torch.stack(layers)
 
 
 def match(frame: Tensor, identity: Tensor, grid: Grid, recipe: Recipe, rows: int = 1024) -> Matches:
-    """The best identity token for every frame token (Eq. 7-8), for features (N, layers C) of the two videos.
+    """The best identity token for every frame token (Eq. 7-8), for features (layers, N, C) of the two videos.
 
     With the window "frame" it is sought in the same latent frame only (Eq. 6). Similarities are taken in
-    blocks of `rows` tokens and only the best is kept: no matrix of N x N exists.
+    blocks of `rows` tokens and only the best is kept: no matrix of N x N exists, and no float32 copy of
+    more than one layer.
     """
     if recipe.window == "frame":
         per_frame = grid.height * grid.width
-        blocks = zip(frame.split(per_frame), identity.split(per_frame), strict=True)
+        blocks = zip(frame.split(per_frame, dim=1), identity.split(per_frame, dim=1), strict=True)
         found = [_best(f, i, rows) for f, i in blocks]
         index = torch.cat([best + n * per_frame for n, (best, _) in enumerate(found)])
         value = torch.cat([value for _, value in found])
@@ -51,9 +51,14 @@ def match(frame: Tensor, identity: Tensor, grid: Grid, recipe: Recipe, rows: int
 
 
 def _best(frame: Tensor, identity: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    identity = identity.float().T  # layers C N
-    blocks = [(block.float() @ identity).max(dim=1) for block in frame.split(rows)]
+    blocks = [_similarity(block, identity).max(dim=1) for block in frame.split(rows, dim=1)]
     return torch.cat([b.indices for b in blocks]), torch.cat([b.values for b in blocks])
+
+
+def _similarity(frame: Tensor, identity: Tensor) -> Tensor:
+    """Dot products (n, N) of every token with every other, summed over the layers (Eq. 7)."""
+    products = (f.float() @ i.float().T for f, i in zip(frame, identity, strict=True))
+    return sum(products, start=frame.new_zeros((), dtype=torch.float32))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,46 +24,50 @@ class Scouted:
     trajectory: list[Tensor]  # its latents before steps 0 .. tau
     mask: Tensor  # N bool
     believed: bool  # the mask holds neither almost nothing nor almost everything
-    features: Tensor  # N layers C
+    features: Tensor  # layers N C
     features_at: int  # the step they were read at
 
 
 def scout(denoiser: Denoiser, recipe: Recipe, prompt: Prompt, seed: int) -> Generator[int, None, Scouted]:
-    """Yields the index of every step taken and returns what was seen.
-
-    The mask is read at `tau_mask`, the features at `tau_match`. A mask that cannot be believed is read
-    again one step later, up to twice `tau_mask`, and the features with it: this never fails. The last step
-    is only looked at, not taken.
-    """
+    """Yields the index of every step taken and returns what was seen (see `read_on`)."""
     take = denoiser.start(prompt, seed)
     walk = denoise(denoiser.vanilla, [take], denoiser.sampler)
-    trajectory: list[Tensor] = []
-    mask = features = None
-    believed, patience = False, min(2 * recipe.tau_mask, denoiser.steps - 1)
-    for step in range(denoiser.steps):
-        trajectory.append(take.latents)
-        wants_mask = recipe.tau_mask <= step <= patience and not believed
-        wants_features = step == recipe.tau_match or (
-            wants_mask and features is not None and mask is not None
-        )
-        if wants_mask or wants_features:
-            look = look_at(denoiser, recipe, prompt, take.latents, step)
-        if wants_features:
-            features, features_at = look.features(), step
-        if wants_mask:
-            mask = look.mask()
-            believed = believable(mask, recipe)
-        if features is not None and mask is not None and (believed or step >= patience):
-            return Scouted(take, step, trajectory, mask, believed, features, features_at)
-        yield next(walk)
-    raise AssertionError("tau lies behind the last step")
+    return read_on(denoiser, recipe, take, [take.latents], walk)
+
+
+def read_on(
+    denoiser: Denoiser, recipe: Recipe, take: Take, trajectory: list[Tensor], walk: Iterator[int]
+) -> Generator[int, None, Scouted]:
+    """What is seen of a video whose trajectory is known so far; as far as need be, it walks on.
+
+    The mask is read at `tau_mask`, the features at `tau_match`. A mask that cannot be believed is read
+    again one step later, up to twice `tau_mask`, and then the features no earlier than it: this never
+    fails. The last step is only looked at, not taken.
+    """
+
+    def reach(step: int) -> Iterator[int]:
+        while len(trajectory) <= step:
+            yield next(walk)
+            trajectory.append(take.latents)
+
+    for mask_at in range(recipe.tau_mask, min(2 * recipe.tau_mask, denoiser.steps - 1) + 1):
+        yield from reach(mask_at)
+        look = look_at(denoiser, recipe, take.prompt, trajectory[mask_at], mask_at)
+        mask = look.mask()
+        if believed := believable(mask, recipe):
+            break
+    at = recipe.tau_match if mask_at == recipe.tau_mask else max(mask_at, recipe.tau_match)
+    if at != mask_at:
+        yield from reach(at)
+        look = look_at(denoiser, recipe, take.prompt, trajectory[at], at)
+    return Scouted(take, max(mask_at, at), trajectory, mask, believed, look.features(), at)
 
 
 @torch.no_grad()
 def look_at(denoiser: Denoiser, recipe: Recipe, prompt: Prompt, latents: Tensor, step: int) -> Look:
     """Mask and features of these latents: the conditional branch, no further than the last layer needed."""
     look = Look(recipe, prompt.spans, denoiser.model.grid(latents))
-    walker = Pass(latents, prompt.text, look.over({}), until=look.last_layer())
+    walker = Pass(latents, prompt.text, look.attend_at, until=look.last_layer())
     forward(denoiser.model, denoiser.timestep(step), [walker])
     return look
 

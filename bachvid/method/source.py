@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from bachvid.method.attends import Lent, Record
+from bachvid.method.attends import Lend, Lent, Record
 from bachvid.method.denoiser import Denoiser, Take
+from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted
 from bachvid.method.together import Pass, forward
 from bachvid.models.attention import Site, rotate
 from bachvid.sampling.loop import denoise
-
-Lend = Mapping[Site, Callable[[], Lent]]  # what may be asked for at each vital layer
 
 
 class Alongside:
@@ -25,9 +24,9 @@ class Alongside:
     layers or steps: one record stands at all vital layers, and every block overwrites it.
     """
 
-    def __init__(self, identity: Scouted, sites: Sequence[Site]) -> None:
+    def __init__(self, identity: Scouted, recipe: Recipe) -> None:
         self.identity = identity
-        self.sites = sites
+        self.sites = recipe.kv_sites
 
     def at(self, step: int, negative: Tensor | None) -> tuple[list[Pass], Lend]:
         """The pass that goes first, for the prompt or the negative one, and what can be borrowed behind it.
@@ -42,15 +41,22 @@ class Alongside:
         return [first], dict.fromkeys(self.sites, record.lend)
 
 
+def check_cached(recipe: Recipe) -> None:
+    """Raise ValueError if a cache does not hold what this recipe borrows."""
+    if recipe.branches == "both":
+        raise ValueError("the cache holds the conditional branch only; use lockstep, or branches=cond")
+
+
 class Cache:
     """The identity is finished first; what it lends at every step and vital layer waits in host memory.
 
     This is the paper's way, kept to compare with: 164 GB for CogVideoX-5B. It holds the conditional branch.
     """
 
-    def __init__(self, identity: Scouted, sites: Sequence[Site]) -> None:
+    def __init__(self, identity: Scouted, recipe: Recipe) -> None:
+        check_cached(recipe)
         self.identity = identity
-        self.sites = sites
+        self.sites = recipe.kv_sites
         self.kept: dict[tuple[int, Site], tuple[Tensor, Tensor]] = {}  # keys, not yet rotated, and values
         self.freqs: Tensor | None = None
 
@@ -69,8 +75,7 @@ class Cache:
             yield step
 
     def at(self, step: int, negative: Tensor | None) -> tuple[list[Pass], Lend]:
-        """No pass, and what was kept of this step."""
-        assert negative is None, "the cache holds the conditional branch"
+        """No pass, and what was kept of this step's conditional branch."""
         return [], {site: partial(self._lend, step, site) for site in self.sites}
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from bachvid.errors import check_writable
 from bachvid.stage.arithmetic import EXACT, Arithmetic
 from bachvid.stage.export import export, load_frozen, the_tokenizer
 from bachvid.stage.recipes import RECIPES, Recipe
@@ -74,6 +75,8 @@ def main(args: argparse.Namespace) -> int:
     size = args.processes or (1 if device == "cuda" else cores())
     if device == "cuda" and size > 1:
         raise ValueError("one process trains on one GPU; leave --processes out")
+    out = args.out or Path("weights") / args.model
+    check_writable(out, "--out", folder=True)
     recipe, work = RECIPES[args.model], Work(args.work)
     if args.begin_with is not None:
         restore(
@@ -87,7 +90,6 @@ def main(args: argparse.Namespace) -> int:
         run(*team, rank=0)
         if others is not None:
             others.join()
-    out = args.out or Path("weights") / args.model
     parts = export(recipe, work, args.seed, out)
     print(f"{', '.join(parts)} written to {out}")
     return 0
