@@ -21,7 +21,7 @@ from bachvid.pictures.frames import Frames
 
 @dataclass(eq=False)
 class Made:
-    """One video of a run, as far as it has come."""
+    """One video of a run, as far as it has come: latents first, then what the method saw, then pixels."""
 
     name: str  # its folder inside the run's, such as shots/01-waves
     parts: Parts

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,20 @@ def main(args: argparse.Namespace) -> int:
     of_stage = is_of_stage(model)  # fast enough for twins, and readable exactly
     wanted = of_stage if args.with_vanilla is None else args.with_vanilla
     twins = wanted and settings.recipe.mode != "off"  # there the videos are their own twins
-    given = (model, checkpoint, settings, joined, twins, of_stage, args.save_identity, nouns, ask)
+    group = partial(
+        Run,
+        model=model,
+        checkpoint=checkpoint,
+        settings=settings,
+        joined=joined,
+        with_vanilla=twins,
+        of_stage=of_stage,
+        save_identity=args.save_identity,
+        nouns=nouns,
+        ask=ask,
+    )
     folders = choose_folders(args.out, stories)
-    runs = [Run(*given, story, folder) for story, folder in zip(stories, folders, strict=True)]
+    runs = [group(story=story, folder=folder) for story, folder in zip(stories, folders, strict=True)]
     encode(runs)
     for run in runs:
         run.make()
@@ -95,7 +107,7 @@ def encode(runs: Sequence[Run]) -> None:
         run.encode(encoder)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """Everything one group needs; `make` tells the story."""
 
@@ -168,15 +180,15 @@ class Run:
         recipe, prompts = self.settings.recipe, self.prompts
         seeds = self.seeds(len(prompts))
         if recipe.mode == "off":
-            return self.keep(self.follow_vanilla(denoiser, prompts, seeds))
+            return self.keep(self.follow_vanilla(denoiser, prompts, seeds), "shots")
         if self.joined or self.settings.source == "replay":
             identity = self.known_identity(denoiser, prompts[0], seeds[0])
             group = self.follow(Group(denoiser, recipe, prompts[1:], seeds[1:], identity))
         else:
             cache = self.settings.source == "cache"
             group = self.follow(Group(denoiser, recipe, prompts, seeds, keep_cache=cache))
-            identity = known(group.identity)
-        videos = self.keep([identity.take, *(frame.take for frame in group.frames)])
+            identity = group.identity
+        videos = self.keep([identity.take, *(frame.take for frame in group.frames)], "shots")
         self.describe(videos, group)
         if self.save_identity:
             whole = Trajectory.of(identity, self.parts[0], recipe, self.world(denoiser))
@@ -188,7 +200,7 @@ class Run:
         if self.joined:
             return self.joined.replay(denoiser, prompt, self.settings.recipe)
         alone = self.follow(Group(denoiser, self.settings.recipe, [prompt], [seed]))
-        return known(alone.identity)
+        return alone.identity
 
     def twins(self, denoiser: Denoiser) -> list[Made]:
         """The frame videos again, from the same prompts and noise, without the method.
@@ -196,7 +208,7 @@ class Run:
         The identity needs no twin: nothing is ever injected into it.
         """
         seeds = self.seeds(len(self.prompts))
-        return self.keep(self.follow_vanilla(denoiser, self.prompts[1:], seeds[1:]), vanilla=True)
+        return self.keep(self.follow_vanilla(denoiser, self.prompts[1:], seeds[1:]), "vanilla")
 
     def decode(self, vae: VAE, videos: Sequence[Made]) -> None:
         """Pixels, one video at a time."""
@@ -217,21 +229,20 @@ class Run:
             shown = ", ".join(f"{AGREEMENT[key]} {figures[key]:.2f}" for key in AGREEMENT)
             self.console.say(f"{name}: {shown}")
 
-    def keep(self, takes: Sequence[Take], vanilla: bool = False) -> list[Made]:
-        """Names for the videos, and their latents on disk."""
-        parts = self.parts[len(self.parts) - len(takes) :]
-        first = 0 if len(takes) == len(self.parts) else 1
+    def keep(self, takes: Sequence[Take], folder: str) -> list[Made]:
+        """Names for the videos of all prompts, or of all but the identity's, and their latents on disk."""
+        named = [("identity", self.parts[0])]
+        named += [(f"{folder}/{n:02}-{slug(p.action)}", p) for n, p in enumerate(self.parts[1:], start=1)]
         made = []
-        for n, (take, video) in enumerate(zip(takes, parts, strict=True), start=first):
-            name = f"{'vanilla' if vanilla else 'shots'}/{n:02}-{slug(video.action)}" if n else "identity"
-            made.append(Made(name, video, take.latents, take.seed))
+        for take, (name, parts) in zip(takes, named[len(named) - len(takes) :], strict=True):
+            made.append(Made(name, parts, take.latents, take.seed))
             self.folder.write_latents(made[-1])
         return made
 
     def describe(self, videos: Sequence[Made], group: Group) -> None:
         """Adds to each video what the method saw in it."""
         grid = group.denoiser.model.grid(videos[0].latents)
-        videos[0].mask = known(group.identity).mask.view(tuple(grid)).cpu()
+        videos[0].mask = group.identity.mask.view(tuple(grid)).cpu()
         for video, frame in zip(videos[1:], group.frames, strict=True):
             video.mask, video.note = frame.mask.view(tuple(grid)).cpu(), frame.note
             video.partner = frame.matches.partner.cpu()
@@ -258,31 +269,25 @@ class Run:
         return [*([self.joined.parts] if self.joined else []), *self.story.videos]
 
     def seeds(self, videos: int) -> list[int]:
-        """One noise for the whole group, or with --own-noise one for each video."""
-        settings = self.settings
-        joins = self.joined and settings.origins["seed"] == "default"
-        seed = self.joined.seed if self.joined and joins else settings.seed
-        return [seed + (0 if settings.recipe.shared_noise else n) for n in range(videos)]
+        """The noise of the videos; who joins an identity takes over its seed, unless another is asked for."""
+        first = self.settings.seed
+        if self.joined and self.settings.origins["seed"] == "default":
+            first = self.joined.seed
+        return self.settings.recipe.seeds(first, videos)
 
     def world(self, denoiser: Denoiser) -> dict[str, Any]:
         """What a later run must share to join this identity."""
-        known = self.settings.to_dict()
+        settings = self.settings.to_dict()
         names = ("scheduler", "steps", "guidance", "dynamic_guidance", "negative", "size", "frames", "dtype")
         assert isinstance(denoiser.model, torch.nn.Module)
         model = fingerprint(denoiser.model, self.checkpoint.config)
-        return {"model": model, **{name: known[name]["value"] for name in names}}
+        return {"model": model, **{name: settings[name]["value"] for name in names}}
 
     def config(self) -> dict[str, Any]:
         """Every resolved value and its origin, for `config.json`."""
         words = self.words(self.parts[0])
-        known = {"model": self.model.name, "story": vars(self.story), "words": words and vars(words)}
-        return {**known, **self.settings.to_dict()}
-
-
-def known(identity: Scouted | None) -> Scouted:
-    """The identity of a group that has run."""
-    assert identity is not None
-    return identity
+        asked = {"model": self.model.name, "story": vars(self.story), "words": words and vars(words)}
+        return {**asked, **self.settings.to_dict()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

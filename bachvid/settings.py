@@ -124,6 +124,8 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
 
     own = checkpoint.format
     recipe = first("recipe", flag=_named_preset(args.preset), preset=_own_preset(args, checkpoint, folder))
+    changed = {"--mode": args.mode, "--own-noise": args.own_noise}
+    origins["recipe"] = ", ".join([origins["recipe"], *(flag for flag, given in changed.items() if given)])
     device = first("device", flag=usable_device(args.device), default=best_device())
     settings = Settings(
         recipe=_adjusted(recipe, args),
@@ -227,7 +229,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 
 
 def check_format(size: tuple[int, int], frames: int, own: Format) -> None:
-    """Raise UsageError for videos that a checkpoint cannot make, naming the nearest that it can."""
+    """Raise UsageError for videos that a checkpoint cannot make; it names the nearest that it can."""
     step = own.size_unit
     width, height = size
     if width % step or height % step or not width or not height:
@@ -250,7 +252,7 @@ def check_format(size: tuple[int, int], frames: int, own: Format) -> None:
 
 
 def _check(settings: Settings, own: Format) -> None:
-    """Raise UsageError for numbers that a checkpoint cannot take, naming the nearest that it can."""
+    """Raise UsageError for numbers that a checkpoint cannot take; it names one that it can."""
     check_format(settings.size, settings.frames, own)
     if settings.fps < 1:
         raise UsageError(f"--fps {settings.fps} does not fit: at least 1. Use {own.fps}.")

@@ -119,7 +119,6 @@ def test_fused_partners_are_those_of_all_layers_together(
 
 
 def test_a_layer_left_out_is_a_model_built_without_it(studio: Studio, prompts: list[Prompt]) -> None:
-    """metrics.md section 10, item 11: bitwise."""
     config = replace(studio.model.config, layers=2)
     shorter = type(studio.model)(config).eval()
     state = {
@@ -140,7 +139,7 @@ def test_a_layer_left_out_is_a_model_built_without_it(studio: Studio, prompts: l
     assert {site.layer for site in lesser.model.sites} == {1, 3}
 
 
-# Scores, in closed form: metrics.md section 10, items 8 and 10.
+# Scores, in closed form.
 
 
 def boxes() -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,7 +199,7 @@ def test_random_partners_cost_what_the_closed_form_says() -> None:
     assert found == pytest.approx(random_mse(grid), rel=0.02)
 
 
-# Self-consistency: what stands in for truth where nobody else is asked (metrics.md 6.4.6).
+# Self-consistency: what stands in for truth where nobody else is asked.
 
 
 def test_layers_and_later_steps_agree_on_masks_however_loud_single_ones_are() -> None:

@@ -280,7 +280,7 @@ def test_a_plan_costs_nothing(model: Path, tmp_path: Path, capsys: pytest.Captur
 def test_the_cost_of_published_models(
     kind: Any, name: str, vae: Any, tokens: int, tflop: float, weights: float
 ) -> None:
-    """performance.md 1.1 counted the same arithmetic by hand."""
+    """The same arithmetic, counted by hand from the models' shapes."""
     nowhere = Path("nowhere")
     checkpoint = kind("original", kind.published[name], vae, {}, nowhere, nowhere, nowhere)
     cost = estimate(checkpoint, 50, 8, 2, 8, 4, torch.bfloat16)

@@ -51,7 +51,7 @@ def left_half() -> np.ndarray:
     return mask
 
 
-# PSNR-BG: metrics.md section 10, item 1.
+# PSNR-BG.
 
 
 @pytest.mark.parametrize("offset", [1, 7, 100])
@@ -231,7 +231,7 @@ def test_a_texture_does_not_know_pose_and_place() -> None:
     assert over_pairs(psnr_foreground, ours) > over_pairs(psnr_foreground, theirs) + 5
 
 
-# The readings of a group: metrics.md 7.5 says where simulated generators must fall.
+# The readings of a group, and where simulated generators must fall.
 
 Groups = list[list[Watched]]
 

@@ -211,7 +211,7 @@ def test_the_papers_cache_is_as_large_as_the_paper_says() -> None:
     none: Any = None
     seen = Scouted(none, 5, [], none, True, features, 5)
     alone = paper_cache_gb(replace(recipe, kv_layers=(1,)), seen)
-    assert alone == pytest.approx(10.8, abs=0.1)  # a layer: metrics.md 2.1
+    assert alone == pytest.approx(10.8, abs=0.1)  # a layer
     assert paper_cache_gb(recipe, seen) == pytest.approx(15 * alone, rel=0.02)
     wide = replace(seen, features=torch.empty(1, 17550, 3072, device="meta"))
     assert paper_cache_gb(recipe, wide) == 2 * paper_cache_gb(recipe, seen)

@@ -7,7 +7,6 @@ the method; what whole groups cost is worked out from that.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from bachvid.errors import UsageError, check_writable
 from bachvid.evaluate.table import Rows, aligned
 from bachvid.method.recipe import own_recipe
 from bachvid.models import cogvideox, wan
-from bachvid.pictures.files import write_bytes
+from bachvid.pictures.files import write_json
 from bachvid.settings import DTYPES, best_device, best_dtype, read_size, usable_device
 
 
@@ -62,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     values = {**about(subject, args), **results(measure(subject, args.foreground, pipeline), recipe)}
     print("\n\n".join(aligned(table) for table in tables(values)))
     if args.out:
-        write_bytes(args.out, (json.dumps(values, indent=2) + "\n").encode())
+        write_json(args.out, values)
     return 0
 
 

@@ -55,10 +55,9 @@ class Analysis:
         return next(self.studio.parts.parameters()).device
 
     def seeds(self, group: int) -> list[int]:
-        """The noise of a group's videos: one for all, unless the recipe gives each its own."""
+        """The noise of a group's videos."""
         videos = len(self.stories[group])
-        first = self.seed + group * videos
-        return [first + (0 if self.studio.recipe.shared_noise else n) for n in range(videos)]
+        return self.studio.recipe.seeds(self.seed + group * videos, videos)
 
     def prompts(self, group: int) -> list[Prompt]:
         return self.studio.prompts(self.stories[group])

@@ -16,6 +16,8 @@ RESAMPLES = 500
 SURE = (0.2, 0.8)  # a layer that resamples pick less or more often than this is no borderline case
 NEAR_BEST = 0.95  # the share of a curve's maximum at which its rise counts as over
 NEAR_LEAST, TRIFLE = 1.05, 0.01  # how far over the least an error still counts as low: see `first_low`
+CALM = 1.5  # times its least, the error of the best layer may be at steps that count as calm
+GAIN = 0.01  # what a layer must add to the best score of a set to be worth having
 DEVIATIONS, CHANCE = 3.0, 0.01  # what makes a layer stand out: see `outliers`
 Layers = tuple[int, ...]  # counted from 1
 Draw = NDArray[np.int64]  # indices of resampled videos or pairs
@@ -67,8 +69,8 @@ def mask_layers(iou: Array, floor: float, ratio: float, most: int) -> Layers:
     return ordered(n for n in good[:most] if profile[n] > floor)
 
 
-def grow(fused: Callable[[Layers], Array], layers: int, most: int, trifle: float = 0.01) -> Layers:
-    """The fewest layers that together score within a `trifle` of the best, of sets joined one by one.
+def grow(fused: Callable[[Layers], Array], layers: int, most: int) -> Layers:
+    """The fewest layers that together score within `GAIN` of the best, of sets joined one by one.
 
     `fused` gives scores (V, S) of what some layers do together, of which the best step counts; the layer that
     joins is always the one with which they score highest. They are joined up to `most`, since a third may
@@ -82,7 +84,7 @@ def grow(fused: Callable[[Layers], Array], layers: int, most: int, trifle: float
         chosen = wider[int(np.argmax(scores))]
         paths.append((max(scores), chosen))
     best = max(score for score, _ in paths)
-    return next(chosen for score, chosen in paths if score >= best - trifle)
+    return next(chosen for score, chosen in paths if score >= best - GAIN)
 
 
 def match_layers(mse: Array, ceiling: float, count: int, window: tuple[int, int]) -> Layers:
@@ -106,40 +108,40 @@ def surest_layers(hits: Array, floor: float, count: int) -> Layers:
     return ordered(n for n in best if profile[n] > floor)
 
 
-def calm_window(mse: Array, factor: float = 1.5) -> tuple[int, int]:
-    """First and last step at which the best layer's error is within `factor` of its least (appendix B)."""
+def calm_window(mse: Array) -> tuple[int, int]:
+    """First and last step at which the best layer's error is within `CALM` times its least (appendix B)."""
     curves = known_mean(mse, 0)  # S L
     best = curves[:, np.nanargmin(known_mean(curves, 0))]
-    calm = np.flatnonzero(best <= factor * np.nanmin(best))
+    calm = np.flatnonzero(best <= CALM * np.nanmin(best))
     return int(calm[0]), int(calm[-1])
 
 
-def first_high(curve: Array, share: float = NEAR_BEST) -> int:
-    """The first step at which a curve (S,) reaches `share` of its maximum."""
-    return int(np.flatnonzero(curve >= share * np.nanmax(curve))[0])
+def first_high(curve: Array) -> int:
+    """The first step at which a curve (S,) reaches `NEAR_BEST` of its maximum."""
+    return int(np.flatnonzero(curve >= NEAR_BEST * np.nanmax(curve))[0])
 
 
-def first_low(curve: Array, ceiling: float, factor: float = NEAR_LEAST, slack: float = TRIFLE) -> int:
-    """The first step at which an error (S,) is within `factor` of its minimum, or above it by a trifle.
+def first_low(curve: Array, ceiling: float) -> int:
+    """The first step at which an error (S,) is within `NEAR_LEAST` of its minimum, or above it by a trifle.
 
-    The trifle is `slack` of the `ceiling`, the error of no movement at all. Where the least error is small
-    beside that, `factor` alone, the paper's, would part steps by what chance has put between them.
+    That is `TRIFLE` of the `ceiling`, the error of no movement at all. Where the least error is small beside
+    it, `NEAR_LEAST` alone, the paper's, would part steps by what chance has put between them.
     """
     least = np.nanmin(curve)
-    return int(np.flatnonzero(curve <= max(factor * least, least + slack * ceiling))[0])
+    return int(np.flatnonzero(curve <= max(NEAR_LEAST * least, least + TRIFLE * ceiling))[0])
 
 
-def outliers(drops: Array, deviations: float = DEVIATIONS, p: float = CHANCE, seed: int = 0) -> Layers:
+def outliers(drops: Array, seed: int = 0) -> Layers:
     """The layers whose removal lowers a score clearly more than removing layers does (Eq. 9 or 15).
 
     `drops` (P, L) is the full video's score less that of the video without the layer, prompt by prompt. A
-    layer counts if its mean drop is over `deviations` robust standard deviations of all, and no chance: `p`
-    by the signs, one-sided and Holm-adjusted.
+    layer counts if its mean drop is over `DEVIATIONS` robust standard deviations of all, and no chance:
+    `CHANCE` by the signs, one-sided and Holm-adjusted.
     """
     means = known_mean(drops, 0)
     spread = 1.4826 * np.nanmedian(np.abs(means - np.nanmedian(means)))
-    likely = holm(sign_flips(drops, seed)) < p
-    return ordered(np.flatnonzero((means > deviations * spread) & likely))
+    likely = holm(sign_flips(drops, seed)) < CHANCE
+    return ordered(np.flatnonzero((means > DEVIATIONS * spread) & likely))
 
 
 def sign_flips(drops: Array, seed: int, draws: int = 10_000) -> Array:

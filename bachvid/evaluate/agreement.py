@@ -58,7 +58,7 @@ def agreement(videos: Sequence[Watched]) -> dict[str, float]:
     `psnr_bg` and `psnr_fg` in dB; of 0 to 1: `hidden` (the puppet's hidden attributes, its badge counting
     as one of them), `attributes` and `badge` (the two halves of it) and `cells` (of the stage, those seen
     in both). Hidden attributes and badges are compared as what they are nearest to, so that a copy agrees
-    wholly (metrics.md 7.5) and one that is illegible no more than by chance. `lost` videos have no puppet
+    wholly, and one that is illegible no more than by chance. `lost` videos have no puppet
     and are in no pair. Over all videos: `unread`, the share of attributes and badge cells that the readers
     are not sure of, and `off_palette`, that of pixels.
     """

@@ -104,7 +104,7 @@ FIGURES = (
     ),
     Figure("seconds_per_video", lambda m: m["vanilla.seconds"], "lower", Bars(8.0, 8.0)),
 )
-# The question fixed in advance (metrics.md 7.4): more agreement, and neither text nor picture paid for it.
+# The question fixed in advance: more agreement, and neither text nor picture paid for it.
 ENDPOINT = (
     Figure("badge_gain", gain("ours_shared", "vanilla_shared", "badge"), "higher", Bars(0.001, 0.001)),
     Figure("cells_gain", gain("ours_shared", "vanilla_shared", "cells"), "higher", Bars(0.001, 0.001)),

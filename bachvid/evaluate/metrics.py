@@ -88,7 +88,7 @@ def psnr(a: NDArray, b: NDArray) -> float:
 def smoothness(frames: Frames) -> float:
     """How well every second frame is foretold by the two beside it: 1 less the mean distance, of 0..1.
 
-    VBench's motion smoothness (metrics.md 3.6) with plain blending in place of an interpolating network. A
+    VBench's motion smoothness with plain blending in place of an interpolating network. A
     video that stands still has 1: see `motion`.
     """
     values = frames.astype(np.float64)

@@ -102,7 +102,7 @@ def bars(subject: Subject) -> list[Run]:
 
 
 def controls(subject: Subject) -> list[Run]:
-    """Table 1 with every control that tells why the numbers are what they are (metrics.md 7.4)."""
+    """Table 1 with every control that tells why the numbers are what they are."""
     recipe, layers = subject.recipe, subject.layers
     every_layer = replace(recipe, kv_layers=tuple(range(1, layers + 1)))
     return [

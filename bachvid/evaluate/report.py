@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from bachvid.evaluate.figures import ENDPOINT, Interval, Measured
 from bachvid.evaluate.plans import Plan
 from bachvid.evaluate.runs import Run
 from bachvid.evaluate.table import SIGN, Rows, aligned, figure_rows, markdown
-from bachvid.pictures.files import write_bytes
+from bachvid.pictures.files import write_bytes, write_json
 
 Cell = Callable[[Interval, "Column", bool], str]  # a value in words; whether it is a difference
 Section = tuple[str, Rows]  # a title and a table
@@ -178,11 +177,8 @@ def title_of(groups: Sequence[Measured], settings: Mapping[str, Any]) -> str:
 
 def write(out: Path, values: Mapping[str, Any], text: str) -> None:
     """Both files, each whole or not at all."""
-    for path, content in (
-        (out.with_suffix(".md"), text),
-        (out, json.dumps(values, indent=2, allow_nan=False) + "\n"),
-    ):
-        write_bytes(path, content.encode())
+    write_bytes(out.with_suffix(".md"), text.encode())
+    write_json(out, values)
 
 
 def by_run(found: ByRun) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -103,19 +103,19 @@ class Inject:
             (lead + p.foreground, slice(0, own.stop)),
             (lead + p.rest, slice(own.start, None)),
         )
-        weights = self._weights(keys, own)
+        bias = self._bias(keys, own)
         q = rotate(q, freqs)
         out = torch.empty_like(q)
         for queries, seen in groups:  # Eq. 14
             if len(queries):
                 # a copy of the slice: CUDA's kernel wants a bias that begins at a multiple of 16 bytes
-                bias = None if weights is None else weights[seen].clone().expand(len(queries), -1)
+                added = None if bias is None else bias[seen].clone().expand(len(queries), -1)
                 out[:, :, queries] = F.scaled_dot_product_attention(
-                    q[:, :, queries], keys[:, :, seen], values[:, :, seen], bias
+                    q[:, :, queries], keys[:, :, seen], values[:, :, seen], added
                 )
         return out
 
-    def _weights(self, keys: Tensor, own: slice) -> Tensor | None:
+    def _bias(self, keys: Tensor, own: slice) -> Tensor | None:
         """What to add to the logits of every key; None where all count the same."""
         if self.strength == self.bg_strength == 1:
             return None

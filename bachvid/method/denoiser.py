@@ -35,7 +35,7 @@ class Take(Row):
 
 @dataclass(eq=False)
 class Denoiser:
-    """Predicts noise for rows at batch 1, one branch of guidance at a time."""
+    """Guided predictions (of v, or of velocity) for videos at batch 1, one branch of guidance at a time."""
 
     model: Model
     sampler: Sampler
@@ -74,8 +74,8 @@ class Denoiser:
         self,
         takes: Sequence[Take],
         step: int,
-        conditional: Sequence[Tensor | None],
-        unconditional: Sequence[Tensor | None] | None = None,
+        conditional: Sequence[Tensor],
+        unconditional: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Guided predictions; the unconditional branch is evaluated unless it is given."""
         if not self.guided:
@@ -90,16 +90,14 @@ class Denoiser:
         """The prediction for the negative prompt; at step 0 it depends on the seed alone and is made once."""
         if step == 0 and take.seed in self._openings:
             return self._openings[take.seed]
-        prediction = forward(self.model, self.timestep(step), [Pass(take.latents, self.negative)])[0]
-        assert prediction is not None
+        (prediction,) = forward(self.model, self.timestep(step), [Pass(take.latents, self.negative)])
         if step == 0:
             self._openings[take.seed] = prediction
         return prediction
 
-    def _widened(self, predictions: Sequence[Tensor | None]) -> list[Tensor]:
-        """The predictions there are, as guidance and the solver want them."""
-        some = [prediction for prediction in predictions if prediction is not None]
-        return [prediction.float() for prediction in some] if self.wide == "predictions" else some
+    def _widened(self, predictions: Sequence[Tensor]) -> list[Tensor]:
+        """The predictions in the dtype that guidance and the solver want."""
+        return [p.float() if self.wide == "predictions" else p for p in predictions]
 
     def _finite(self, step: int, predictions: list[Tensor]) -> list[Tensor]:
         """The predictions; FloatingPointError where they hold inf or NaN."""

@@ -139,14 +139,14 @@ class MainRun:
         """Guided predictions of the takes; frame videos borrow."""
         if not self.recipe.injects_at(step):
             return self.denoiser.vanilla(takes, step)
-        conditional, unconditional = self._branch(takes, step, None), None
+        conditional, unconditional = self._branch(step, None), None
         if self.recipe.branches == "both" and self.denoiser.guided:
-            unconditional = self._branch(takes, step, self.denoiser.negative)
+            unconditional = self._branch(step, self.denoiser.negative)
         for frame in self.frames:
             frame.learn(step)
         return self.denoiser.guide(takes, step, conditional, unconditional)
 
-    def _branch(self, takes: Sequence[Take], step: int, negative: Tensor | None) -> list[Tensor | None]:
+    def _branch(self, step: int, negative: Tensor | None) -> list[Tensor]:
         """Predictions of one branch of guidance, block by block, the identity going first through each."""
         passes, lend = self.source.at(step, negative)
         for frame in self.frames:
@@ -155,8 +155,7 @@ class MainRun:
                 passes.append(Pass(latents, frame.take.prompt.text, frame.watch(step, attend_at)))
             else:
                 passes.append(Pass(latents, negative, attend_at))
-        predictions = forward(self.denoiser.model, self.denoiser.timestep(step), passes)
-        return predictions[len(predictions) - len(takes) :]
+        return forward(self.denoiser.model, self.denoiser.timestep(step), passes)
 
 
 def vanilla(

@@ -106,13 +106,13 @@ class Trajectory:
         They are those that `recipe` matches by, read where the identity's own were or where it asks, if
         that is later.
         """
-        steps = list(self.latents.to(denoiser.negative.device))
-        take = Take(steps[-1], torch.Generator(), prompt=prompt, seed=self.seed)
+        trajectory = list(self.latents.to(denoiser.negative.device))
+        take = Take(trajectory[-1], torch.Generator(), prompt=prompt, seed=self.seed)
         recipe = recipe.at(denoiser.sampler.schedule.timesteps)
         step = max(self.features_at, recipe.tau_match)
-        features = look_at(denoiser, recipe, prompt, steps[step], step).features()
+        features = look_at(denoiser, recipe, prompt, trajectory[step], step).features()
         mask = self.mask.to(denoiser.negative.device)
-        return Scouted(take, denoiser.steps, steps, mask, self.believed, features, step)
+        return Scouted(take, denoiser.steps, trajectory, mask, self.believed, features, step)
 
 
 def _difference(theirs: Any, ours: Any) -> tuple[str, str]:
@@ -126,7 +126,7 @@ def _difference(theirs: Any, ours: Any) -> tuple[str, str]:
 def fingerprint(model: nn.Module, config: object = None) -> str:
     """Sixteen hexadecimal digits that tell models apart.
 
-    A hash of the first numbers of every parameter and of the configuration: a 2B and a 5B may share all
+    A hash of the first 64 numbers of every parameter and of the configuration: a 2B and a 5B may share all
     their weights and differ in how they encode positions.
     """
     digest = hashlib.sha256(repr(config).encode())

@@ -44,7 +44,7 @@ class Recipe:
     refresh: bool = False  # recompute a frame video's mask and matches in the main run, up to tau
     shared_noise: bool = True  # every video of a group starts from the same noise
     character_first: bool = False  # "character background action" (appendix C)
-    words: Literal["all", "nouns"] = "all"  # of a part, that its span holds (appendix B.1: nouns for Wan)
+    words: Literal["all", "nouns"] = "all"  # of each part of the prompt that its span covers (appendix B.1)
     guidance: float = 6.0  # the scale that the numbers above were found with
     mask_level: float | None = None  # the noise at tau_mask, as the timestep that the model is told there
     match_level: float | None = None  # and at tau_match
@@ -107,6 +107,10 @@ class Recipe:
         """Whether frame videos borrow anything at this step."""
         first, last = self.inject_steps or (0, self.steps - 1)
         return self.mode != "off" and first <= step <= last
+
+    def seeds(self, first: int, videos: int) -> list[int]:
+        """The noise of each of a group's videos: one for all, or `first` and those that follow it."""
+        return [first + (0 if self.shared_noise else n) for n in range(videos)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; `from_dict` reads them back."""

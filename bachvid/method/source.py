@@ -79,7 +79,7 @@ class Cache:
         return [], {site: partial(self._lend, step, site) for site in self.sites}
 
     @torch.no_grad()
-    def _keep(self, denoiser: Denoiser, step: int) -> list[Tensor | None]:
+    def _keep(self, denoiser: Denoiser, step: int) -> list[Tensor]:
         records = {site: Record() for site in self.sites}
         latents, text = self.identity.trajectory[step], self.identity.take.prompt.text
         predictions = forward(denoiser.model, denoiser.timestep(step), [Pass(latents, text, records)])

@@ -15,14 +15,14 @@ from bachvid.models.parts import Model
 class Pass:
     """One row going once through the network, at batch 1."""
 
-    latents: Tensor
-    text: Tensor
+    latents: Tensor  # of one video, as the model takes them
+    text: Tensor  # 1 L text_width
     attend_at: Mapping[Site, Attend] = field(default_factory=lambda: NOWHERE)
     until: int | None = None  # the last layer it needs to go through; None: all of them, to the prediction
 
 
-def forward(model: Model, t: Tensor, passes: Sequence[Pass]) -> list[Tensor | None]:
-    """The predictions of all passes at timestep t (1,); None for a pass that stopped early.
+def forward(model: Model, t: Tensor, passes: Sequence[Pass]) -> list[Tensor]:
+    """The predictions at timestep t (1,) of the passes that go through to the end, in their order.
 
     Every block is passed by all rows before the next block begins, in the given order. So what the first
     row leaves in a `Record` is read by the others in the same block and may be overwritten in the next:
@@ -36,7 +36,5 @@ def forward(model: Model, t: Tensor, passes: Sequence[Pass]) -> list[Tensor | No
         for n, row in enumerate(passes):
             if row.until is None or layer <= row.until:
                 streams[n] = block(streams[n], row.attend_at)
-    return [
-        None if row.until is not None else model.finish(stream)
-        for row, stream in zip(passes, streams, strict=True)
-    ]
+    ended = zip(passes, streams, strict=True)
+    return [model.finish(stream) for row, stream in ended if row.until is None]

@@ -16,7 +16,7 @@ Ask = Callable[[str], Sequence[str]]  # a text -> its nouns
 
 @dataclass(frozen=True)
 class Words:
-    """The words that decide the masks, and who chose them: the user, a language model, or a list."""
+    """The words that decide the masks, and how they were found: see `choose_words`."""
 
     source: Literal["marked", "listed", "model", "content"]
     background: tuple[str, ...]
@@ -36,9 +36,9 @@ def choose_words(
     listed: Sequence[str] = (),
     ask: Ask | None = None,
 ) -> Words:
-    """The nouns of both parts by the first source that names any: marked, listed, asked for, content words.
+    """The nouns of both parts, by the first source that is given: marked, listed, asked for, content words.
 
-    ValueError names a part for which the source has no word.
+    ValueError if that source names no word of a part.
     """
     if marked:
         return _found("marked", background, character, lambda text: marked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -61,3 +62,15 @@ class History:
         """Make the last frames of x the past of `conv`."""
         # A copy, for a view would hold the whole chunk in memory.
         self._last[conv] = x[:, :, x.shape[2] - conv.reach :].clone()
+
+
+def frame_by_frame(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `part`, which knows pictures (N, C, H, W), makes of every frame of x (B, C, T, H, W)."""
+    frames = x.transpose(1, 2)  # B T C H W
+    return part(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
+def expect_channels(what: str, x: Tensor, channels: int) -> None:
+    """Raise ValueError unless x is (batch, channels, frames, height, width)."""
+    if x.ndim != 5 or x.shape[1] != channels:
+        raise ValueError(f"{what} must be (batch, {channels}, frames, height, width), not {tuple(x.shape)}")

@@ -79,7 +79,7 @@ def save_model(
     named = diffusers_names(model)
     tensors = {name: parameter.to(dtype or parameter.dtype) for name, parameter in named.items()}
     save(tensors, Path(folder) / "diffusion_pytorch_model.safetensors")
-    write_json(model.config.to_dict(), Path(folder) / "config.json")
+    write_json(Path(folder) / "config.json", model.config.to_dict())
 
 
 def diffusers_names(model: CogVideoX | CogVideoXVAE | Wan | WanVAE) -> dict[str, nn.Parameter]:
@@ -90,9 +90,9 @@ def diffusers_names(model: CogVideoX | CogVideoXVAE | Wan | WanVAE) -> dict[str,
 
 def save_index(folder: Path | str, pipeline: str, scheduler: Mapping[str, Any]) -> None:
     """Write what makes a folder of parts a `pipeline` of diffusers: its index and its scheduler's numbers."""
-    write_json(scheduler, Path(folder) / "scheduler" / "scheduler_config.json")
+    write_json(Path(folder) / "scheduler" / "scheduler_config.json", scheduler)
     index = {**PIPELINES[pipeline].index, "scheduler": ["diffusers", scheduler["_class_name"]]}
-    write_json(index, Path(folder) / "model_index.json")
+    write_json(Path(folder) / "model_index.json", index)
 
 
 def _diffusers_layout(model: CogVideoX | CogVideoXVAE | Wan | WanVAE) -> Layout:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bachvid.models.causal import History
+from bachvid.models.causal import History, expect_channels
 from bachvid.models.cogvideox_vae_layers import Conv, Downsample, Norms, Resnet, SpatialNorm, Upsample
 from bachvid.models.tiling import Tiles, run_in_tiles
 
@@ -127,7 +127,7 @@ class CogVideoXVAE(nn.Module):
 
         T is F / 4 rounded up; it was trained on F = 4k + 1. ValueError if tiles do not fit together.
         """
-        _expect_channels("a video", video, self.config.in_channels)
+        expect_channels("a video", video, self.config.in_channels)
         run = partial(_in_chunks, self.encoder, ENCODER_CHUNK)
         if tiling:
             run = partial(run_in_tiles, run, *_tiles(self.config, encoding=True))
@@ -140,7 +140,7 @@ class CogVideoXVAE(nn.Module):
 
         F is 4 T - 3 for an odd T and 4 T for an even one. ValueError if tiles do not fit together.
         """
-        _expect_channels("latents", z, self.config.latent_channels)
+        expect_channels("latents", z, self.config.latent_channels)
         run = partial(_in_chunks, self.decoder, DECODER_CHUNK)
         if tiling:
             run = partial(run_in_tiles, run, *_tiles(self.config, encoding=False))
@@ -253,7 +253,7 @@ def _resamples(config: CogVideoXVAEConfig, index: int) -> tuple[bool, bool]:
 
 
 def _in_chunks(network: nn.Module, size: int, x: Tensor) -> Tensor:
-    """`network` over chunks of `size` frames of x, the first taking what is over: 13 = 3 + 2 + 2 + ..."""
+    """`network` over chunks of `size` frames of x, the first taking the remainder: 13 = 3 + 2 + 2 + ..."""
     later = max(x.shape[2] // size, 1) - 1
     chunks = x.split([x.shape[2] - later * size] + [size] * later, dim=2)
     history = History("first frame")
@@ -276,8 +276,3 @@ def _tiles(config: CogVideoXVAEConfig, encoding: bool) -> tuple[Tiles, Tiles]:
         return Tiles(size, stride, fade, keep)
 
     return cut(config.sample_height // 2, 1 / 6), cut(config.sample_width // 2, 1 / 5)
-
-
-def _expect_channels(what: str, x: Tensor, channels: int) -> None:
-    if x.ndim != 5 or x.shape[1] != channels:
-        raise ValueError(f"{what} must be (batch, {channels}, frames, height, width), not {tuple(x.shape)}")

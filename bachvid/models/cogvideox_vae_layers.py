@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bachvid.models.causal import CausalConv3d, History
+from bachvid.models.causal import CausalConv3d, History, frame_by_frame
 
 Norms = Callable[[int], nn.Module]  # makes the norm for so many channels
 
@@ -57,7 +57,7 @@ class Downsample(nn.Module):
             first, pairs = _odd_frame(x)
             x = torch.cat((first, (pairs[:, :, 0::2] + pairs[:, :, 1::2]) / 2), dim=2)
         x = F.pad(x, (0, 1, 0, 1))  # zeros at the right and the bottom
-        return _frame_by_frame(self.conv, x)
+        return frame_by_frame(self.conv, x)
 
 
 class Upsample(nn.Module):
@@ -69,7 +69,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return _frame_by_frame(self.conv, self._repeat(x)), self._repeat(z)
+        return frame_by_frame(self.conv, self._repeat(x)), self._repeat(z)
 
     def _repeat(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0))
@@ -94,8 +94,3 @@ def _odd_frame(x: Tensor) -> tuple[Tensor, Tensor]:
     """The first frame if there is an odd number, otherwise none; and the frames left, an even number."""
     odd = x.shape[2] % 2
     return x[:, :, :odd], x[:, :, odd:]
-
-
-def _frame_by_frame(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    frames = x.transpose(1, 2)  # B T C H W
-    return conv(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The small parts that the denoisers share."""
+"""The small parts that denoisers are made of."""
 
 from __future__ import annotations
 

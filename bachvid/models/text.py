@@ -210,7 +210,7 @@ class TextEncoder:
         (root / "tokenizer").mkdir(parents=True, exist_ok=True)
         (root / "tokenizer" / file.name).write_bytes(file.read_bytes())
         settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": self.length}
-        write_json(settings, root / "tokenizer" / "tokenizer_config.json")
+        write_json(root / "tokenizer" / "tokenizer_config.json", settings)
         save(dict(self.model.named_parameters()), root / "text_encoder" / "model.safetensors")
         self.model.config.save_pretrained(root / "text_encoder")
 

@@ -94,7 +94,7 @@ CHECKPOINTS: Mapping[str, WanConfig] = {
 
 @dataclass(frozen=True)
 class Islands:
-    """What a model that is loaded in less keeps in float32."""
+    """What stays in float32 when a model is loaded in bfloat16 or float16."""
 
     parts: tuple[str, ...]  # of the names of parameters
     residual: bool  # also the sum that runs from block to block
@@ -166,7 +166,7 @@ class Wan(nn.Module):
         return Stream(video, self.text_embedding(text), time, modulation, self.freqs(grid, t.device), grid)
 
     def finish(self, stream: Stream) -> Tensor:
-        """The velocity from the stream behind the last block."""
+        """The velocity, from the stream after the last block."""
         x = self.head(stream.video, stream.time)  # B N pixels
         x = x.unflatten(1, stream.grid).unflatten(-1, (*self.config.patch, -1))  # B t h w pt p p C
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # B C t pt h p w p

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bachvid.models.causal import CausalConv3d, History
+from bachvid.models.causal import CausalConv3d, History, expect_channels
 from bachvid.models.tiling import Tiles, run_in_tiles
 from bachvid.models.wan_vae_layers import Attention, Chain, Downsample, Residual, RMSNorm, Upsample
 
@@ -152,7 +152,7 @@ class WanVAE(nn.Module):
 
         F is 4 T - 3; up to three frames more are left out.
         """
-        _expect_channels("a video", video, self.config.in_channels)
+        expect_channels("a video", video, self.config.in_channels)
         ratio = self.config.temporal_compression_ratio
         video = video[:, :, : (video.shape[2] - 1) // ratio * ratio + 1]
 
@@ -171,7 +171,7 @@ class WanVAE(nn.Module):
 
         In [-1, 1] but, other than in diffusers, not clamped: a clamp stops gradients.
         """
-        _expect_channels("latents", z, self.config.z_dim)
+        expect_channels("latents", z, self.config.z_dim)
         ratio = self.config.spatial_compression_ratio
 
         def run(x: Tensor) -> Tensor:
@@ -275,8 +275,3 @@ def _in_chunks(network: nn.Module, size: int, x: Tensor) -> Tensor:
 def _fitting(height: int, width: int) -> int:
     """How many latent frames make a chunk of pictures of this size."""
     return max(1, CHUNK_PIXELS // (height * width))
-
-
-def _expect_channels(what: str, x: Tensor, channels: int) -> None:
-    if x.ndim != 5 or x.shape[1] != channels:
-        raise ValueError(f"{what} must be (batch, {channels}, frames, height, width), not {tuple(x.shape)}")

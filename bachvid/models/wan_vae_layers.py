@@ -6,14 +6,12 @@ places are in the names of its parameters: `residual.6.weight`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from bachvid.models.causal import CausalConv3d, History
+from bachvid.models.causal import CausalConv3d, History, frame_by_frame
 
 
 class Chain(nn.Sequential):
@@ -71,7 +69,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # In this order: a sum lies in memory as its first part does, and a norm's rounding follows memory.
-        return _frame_by_frame(self._attend, x) + x  # B C T H W
+        return frame_by_frame(self._attend, x) + x  # B C T H W
 
     def _attend(self, frames: Tensor) -> Tensor:
         qkv = self.to_qkv(self.norm(frames)).flatten(2)  # N 3*C H*W; a frame is N C H W
@@ -93,7 +91,7 @@ class Downsample(nn.Module):
         self.time_conv = CausalConv3d(width, width, (3, 1, 1), stride=2) if time else None
 
     def forward(self, x: Tensor, history: History) -> Tensor:
-        x = _frame_by_frame(self.resample, x)  # B C T H/2 W/2
+        x = frame_by_frame(self.resample, x)  # B C T H/2 W/2
         if self.time_conv is None:
             return x
         if self.time_conv not in history:  # x is the video's first frame
@@ -116,7 +114,7 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, history: History) -> Tensor:
         if self.time_conv is not None:
             x = self._in_two(self.time_conv, x, history)  # B C 2*T H W
-        return _frame_by_frame(self.resample, x)  # B C/2 2*T 2*H 2*W
+        return frame_by_frame(self.resample, x)  # B C/2 2*T 2*H 2*W
 
     def _in_two(self, time_conv: CausalConv3d, x: Tensor, history: History) -> Tensor:
         if time_conv not in history:  # x is the video's first frame; the next ones will not know it here
@@ -126,8 +124,3 @@ class Upsample(nn.Module):
 
 
 LOOKS_BACK = (CausalConv3d, Residual, Downsample, Upsample)
-
-
-def _frame_by_frame(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    frames = x.transpose(1, 2)  # B T C H W
-    return part(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)

@@ -233,7 +233,7 @@ def read_config(file: Path, key: str, *known: str, fix: str = "put the right par
     return values
 
 
-def write_json(values: Mapping[str, Any], file: Path) -> None:
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file, like `save` all at once."""
     _replace(file, (json.dumps(values, indent=2) + "\n").encode())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,33 +64,6 @@ def calibrate_readers(
         for row, (clip, video) in enumerate(zip(few, spoil(truth.video), strict=True)):
             tally.add(clip, truth, row, read(to_frames(video)))
     return tally.calibration(name, clips)
-
-
-def calibration_table(rows: Iterable[Calibration]) -> str:
-    """The calibrations as a table of text, one line each under a line of headings."""
-    heads = (
-        "degraded by",
-        "clips",
-        "mask IoU",
-        "uv tokens",
-        "attributes",
-        "badge",
-        "action",
-        "cells",
-        "unread",
-        "admitted",
-    )
-    lines: list[tuple[str, ...]] = [heads]
-    for row in rows:
-        shares = (row.mask_iou, row.uv_error, row.attributes, row.badge, row.action, row.cells)
-        unread = f"{row.unread:.3f} / {row.unread_cells:.3f}"
-        lines.append(
-            (row.name, str(row.clips), *(f"{s:.3f}" for s in shares), unread, "yes" if row.admitted else "no")
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-    )
 
 
 def blurred_and_noisy(blur: float, noise: float, seed: int = 0) -> Callable[[Tensor], Tensor]:

@@ -45,7 +45,7 @@ def export(recipe: Recipe, work: Work, seed: int, out: Path) -> list[str]:
     save_index(out, family.pipeline, family.scheduler)
     fps = 2 * recipe.vae.config.temporal_compression_ratio
     own = {"size": [recipe.dit.width, recipe.dit.height], "frames": recipe.dit.clips.frames, "fps": fps}
-    write_json({**record(work, seed, written), "videos": own}, out / "training.json")
+    write_json(out / "training.json", {**record(work, seed, written), "videos": own})
     return written
 
 

@@ -57,14 +57,6 @@ class Reading:
     off_palette: float
     clip: Clip | None
 
-    @property
-    def abstentions(self) -> int:
-        """How many attributes and badge cells are not read; the stage's cells, which a puppet may stand
-        before, not
-        counted."""
-        values = [*self.stated.values(), *self.hidden.values(), *self.badge, self.action.verb]
-        return sum(value is None for value in values)
-
 
 def read(frames: NDArray[np.uint8]) -> Reading:
     """Everything that can be read from a clip's frames (F, H, W, 3) of 0..255, 3 wide to 2 high, 2 frames or
