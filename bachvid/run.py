@@ -198,7 +198,7 @@ class Run:
     def known_identity(self, denoiser: Denoiser, prompt: Prompt, seed: int) -> Scouted:
         """An identity that is finished before the others begin: from an earlier run, or made now."""
         if self.joined:
-            return self.joined.replay(denoiser, prompt, self.settings.recipe)
+            return self.joined.replay(denoiser, prompt)
         alone = self.follow(Group(denoiser, self.settings.recipe, [prompt], [seed]))
         return alone.identity
 

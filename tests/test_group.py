@@ -24,7 +24,7 @@ from bachvid.method.look import Look
 from bachvid.method.mask import Spans
 from bachvid.method.match import Places, match
 from bachvid.method.recipe import Recipe
-from bachvid.method.scout import Scouted, believable, look_at
+from bachvid.method.scout import Scouted, believable, features_of, look_at, scout
 from bachvid.method.spans import Parts
 from bachvid.method.together import Pass, forward
 from bachvid.models.cogvideox import CogVideoX, CogVideoXConfig
@@ -214,7 +214,7 @@ def test_videos_join_a_finished_world_from_a_file(way: str, tmp_path: Path) -> N
         read.check({**world, "scale": 5.0})
     assert (read.parts, read.recipe, read.seed) == (parts, group.recipe, 1)
 
-    identity = read.replay(denoiser(), PROMPTS[0], RECIPE)
+    identity = read.replay(denoiser(), PROMPTS[0])
     joined = made(denoiser(), RECIPE, PROMPTS[1:], identity=identity, keep_cache=way == "cache")
     assert equal(latents(joined), latents(group)[1:])
     assert len(identity.trajectory) == 5, "a finished identity is not walked on"
@@ -339,17 +339,29 @@ def seen_at(step: int, given: Prompt) -> Look:
     return look_at(of, RECIPE, given, before[step], step)
 
 
-def check_scouted(scouted: Scouted, given: Prompt, tau: int, mask_at: int, features_at: int) -> None:
-    assert (scouted.tau, scouted.features_at) == (tau, features_at)
-    assert torch.equal(scouted.mask, seen_at(mask_at, given).mask())
-    assert torch.equal(scouted.features, seen_at(features_at, given).features())
+def scouted(recipe: Recipe, given: Prompt) -> Scouted:
+    """What the pre-run of a video sees."""
+    steps = scout(denoiser(), recipe, given, 1)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def check_scouted(seen: Scouted, given: Prompt, tau: int, mask_at: int, features_at: int) -> None:
+    assert (seen.tau, len(seen.trajectory)) == (tau, tau + 1)
+    assert torch.equal(seen.mask, seen_at(mask_at, given).mask())
+    assert equal(seen.features, seen_at(features_at, given).features())
 
 
 @pytest.mark.parametrize(("tau_mask", "tau_match"), [(1, 1), (0, 2), (2, 0), (0, 0)])
 def test_mask_and_features_are_read_at_their_steps(tau_mask: int, tau_match: int) -> None:
     recipe = replace(RECIPE, tau_mask=tau_mask, tau_match=tau_match)
-    group = made(denoiser(), recipe, PROMPTS[:1])
-    check_scouted(group.identity, PROMPTS[0], max(tau_mask, tau_match), tau_mask, tau_match)
+    seen = scouted(recipe, PROMPTS[0])
+    check_scouted(seen, PROMPTS[0], max(tau_mask, tau_match), tau_mask, tau_match)
+    found, seen.features = seen.features, None
+    assert equal(features_of(denoiser(), recipe, seen), found), "they can be let go and read again"
 
 
 @cache
@@ -358,13 +370,13 @@ def share(step: int, given: Prompt) -> float:
 
 
 def test_a_mask_is_read_again_a_step_later() -> None:
-    """Until it can be believed, and the features with it."""
+    """Until it can be believed. Features are those of tau_match, for those of two steps would not match."""
     given = prompts(18)[0]
     low, high = share(1, given), share(2, given)
     assert low + 0.1 < high, "this prompt's mask grows from step 1 to step 2"
     recipe = replace(RECIPE, tau_mask=1, tau_match=1, least_share=(low + high) / 2)
+    check_scouted(scouted(recipe, given), given, tau=2, mask_at=2, features_at=1)
     group = made(denoiser(), recipe, [given, PROMPTS[0]])
-    check_scouted(group.identity, given, tau=2, mask_at=2, features_at=2)
     assert group.identity.believed
     assert torch.equal(latents(group)[0], alone(denoiser(), [given])[0])
     replayed = made(denoiser(), recipe, [PROMPTS[0]], identity=group.identity)
@@ -381,13 +393,14 @@ def test_no_mask_ever_fails_a_run(tau_mask: int, tau_match: int, end: int, limit
     group = made(denoiser(), recipe)
     assert group.identity.tau == end
     assert not group.identity.believed
-    assert [frame.note for frame in group.frames] == ["no mask is usable: it borrows nothing"]
+    assert [frame.note for frame in group.frames] == ["the identity's mask is not usable: it borrows nothing"]
     assert equal(latents(group), bare()[:2])
 
 
 @pytest.mark.parametrize("mode", ["both", "bg", "fg"])
 @pytest.mark.parametrize("usable", ["identity", "frame"])
-def test_with_one_mask_only_the_background_is_borrowed(usable: str, mode: Any) -> None:
+def test_with_one_mask_the_background_is_borrowed_or_nothing(usable: str, mode: Any) -> None:
+    """Nothing without the identity's: where its character stands, it would be borrowed as a place."""
     given = sorted(PROMPTS[:2], key=lambda some: share(0, some))  # the second has more foreground
     limit = (share(0, given[0]) + share(0, given[1])) / 2
     assert share(0, given[0]) + 0.05 < share(0, given[1])
@@ -397,16 +410,14 @@ def test_with_one_mask_only_the_background_is_borrowed(usable: str, mode: Any) -
     group = made(denoiser(), recipe, given)
     frame, identity = group.frames[0], group.identity
     assert (identity.believed, frame.note is None) == (usable == "identity", False)
-    mask, why, how = {
-        "identity": (identity.mask, r"its mask covers \d+\.\d%", "by the identity's mask"),
-        "frame": (frame.mask, "the identity's mask is not usable", "by its own mask"),
-    }[usable]
-    borrows = "nothing" if mode == "fg" else f"only the background, {how}"
-    assert re.fullmatch(f"{why}: it borrows {borrows}", frame.note)
+    why = r"its mask covers \d+\.\d%" if usable == "identity" else "the identity's mask is not usable"
+    borrows = usable == "identity" and mode != "fg"
+    what = "only the background, by the identity's mask" if borrows else "nothing"
+    assert re.fullmatch(f"{why}: it borrows {what}", frame.note)
     assert len(frame.places.matched) == 0
-    expected = torch.zeros(TOKENS).bool() if mode == "fg" else ~mask
+    expected = ~identity.mask if borrows else torch.zeros(TOKENS).bool()
     assert torch.equal(frame.places.background, expected.nonzero()[:, 0])
-    assert torch.equal(latents(group)[1], alone(denoiser(), given)[1]) == (mode == "fg")
+    assert torch.equal(latents(group)[1], alone(denoiser(), given)[1]) == (not borrows)
     replayed = made(denoiser(), recipe, given[1:], identity=identity)
     assert equal(latents(replayed), latents(group)[1:])
 
@@ -432,7 +443,8 @@ def test_refresh_reads_masks_and_matches_where_it_injects() -> None:
             masks.append(look.mask() if believable(look.mask(), recipe) else masks[-1])
             assert torch.equal(frame.mask, masks[-1])
             if progress.step == 1:
-                again = match(look.features(), group.identity.features, frame.grid, recipe)
+                there = features_of(group.denoiser, recipe, group.identity)
+                again = match(look.features(), there, frame.grid, recipe)
                 assert torch.equal(frame.matches.partner, again.partner)
                 assert not torch.equal(again.partner, plain.frames[0].matches.partner)
         else:
@@ -557,7 +569,7 @@ def test_a_group_passes_no_block_in_vain(videos: int) -> None:
     )
 
     finished = made(denoiser(), CHEAP, given[:1]).identity
-    replay = LAYERS + STEPS * VITAL + videos * (frame - shared)  # a fresh run: step 0 again, once
+    replay = LAYERS + LOOK + STEPS * VITAL + videos * (frame - shared)  # step 0 and its features again, once
     assert blocks_passed(denoiser(), CHEAP, given[1:], identity=finished) == replay
 
 

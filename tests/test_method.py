@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bachvid.method.attends import Inject, Lent, TextMass
 from bachvid.method.mask import Keys, Spans, foreground, grow, smooth, upper_class
-from bachvid.method.match import Matches, features_of, match, places
+from bachvid.method.match import Matches, feature_of, match, places
 from bachvid.method.recipe import MODES, PRESETS, Mode, Recipe, load_preset, own_recipe
 from bachvid.method.scout import believable
 from bachvid.method.spans import Parts, find_spans
@@ -151,6 +151,11 @@ def outputs(grid: Grid, lead: int, seed: int, dtype: torch.dtype) -> list[Tensor
     ]
 
 
+def features_of(outs: list[Tensor], tokens: int, normalize: bool) -> list[Tensor]:
+    """What `match` takes, of all layers."""
+    return [feature_of(out, tokens, normalize) for out in outs]
+
+
 def dense_features(outs: list[Tensor], tokens: int) -> list[Tensor]:
     """O (N, C) of each layer: the heads of a token in a row."""
     return [torch.stack([out[0, :, n - tokens].flatten() for n in range(tokens)]).double() for out in outs]
@@ -166,7 +171,7 @@ def test_matches_are_those_of_the_dense_similarity(
     recipe = replace(RECIPE, normalize=normalize, window=window)
     videos = [outputs(grid, lead, seed, dtype) for seed in (0, 50)]
     features = [features_of(outs, grid.tokens, normalize) for outs in videos]
-    assert features[0].shape == (3, grid.tokens, HEADS * WIDTH)
+    assert [x.shape for x in features[0]] == [(grid.tokens, HEADS * WIDTH)] * 3
     got = match(*features, grid, recipe, rows=4)
 
     layers = [dense_features(outs, grid.tokens) for outs in videos]
@@ -509,13 +514,14 @@ def test_a_recipe_for_another_schedule(data: st.DataObject, own: int, steps: int
     scaled = recipe.at(range(steps, 0, -1))
     assert scaled.steps == steps
     assert scaled.inject_steps is not None
-    pairs = zip(
-        (*taus[:2], first, last), (scaled.tau_mask, scaled.tau_match, *scaled.inject_steps), strict=True
-    )
+    begin, end = scaled.inject_steps
+    pairs = zip((*taus[:2], first), (scaled.tau_mask, scaled.tau_match, begin), strict=True)
     for before, after in pairs:
         assert 0 <= after < steps
         assert abs(after - before * steps / own) <= 0.5 or after == steps - 1
-    assert scaled.inject_steps[0] <= scaled.inject_steps[1]
+    assert begin <= end < steps
+    assert abs(end + 1 - (last + 1) * steps / own) <= 0.5 or end == begin
+    assert (end == steps - 1) or last < own - 1, "what injects to the end still does"
     assert recipe.at(range(own)) == recipe
     assert (
         replace(scaled, steps=own, tau_mask=taus[0], tau_match=taus[1], inject_steps=(first, last)) == recipe

@@ -14,9 +14,9 @@ from bachvid.bench.rival import follow
 from bachvid.bench.subject import Subject
 from bachvid.method.frame import FrameVideo
 from bachvid.method.group import MainRun
-from bachvid.method.match import match
+from bachvid.method.match import Features, match
 from bachvid.method.recipe import Recipe
-from bachvid.method.scout import Scouted, look_at
+from bachvid.method.scout import Scouted, features_of, look_at
 from bachvid.sampling.loop import denoise
 
 WAYS = ("lockstep", "replay", "cache")
@@ -50,7 +50,8 @@ def measure(subject: Subject, share: float, pipeline: Any = None) -> Found:
         took |= in_turns({f"vanilla, beside {way}": walk, way: shared}, device)
         latents |= {"vanilla": alone.latents, way: video.take.latents}
     took["look"] = rounds(partial(read, subject, frame), steps, device)
-    matching = partial(match, frame.features, identity.features, subject.grid, subject.recipe)
+    here, there = (features_of(denoiser, subject.timed_recipe, video) for video in (frame, identity))
+    matching = partial(match, here, there, subject.grid, subject.recipe)
     took["match"] = rounds(matching, steps, device)
     if pipeline is not None:
         took["diffusers"], latents["diffusers"] = follow(pipeline, subject, anew(subject, frame).take)
@@ -76,7 +77,7 @@ def main_run(subject: Subject, identity: Scouted, video: FrameVideo, keep_cache:
             yield
 
 
-def read(subject: Subject, video: Scouted) -> tuple[Tensor, Tensor]:
+def read(subject: Subject, video: Scouted) -> tuple[Tensor, Features]:
     """Mask and features of a video before its first step."""
     look = look_at(subject.denoiser, subject.recipe, video.take.prompt, video.trajectory[0], 0)
     return look.mask(), look.features()

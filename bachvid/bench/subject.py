@@ -123,10 +123,12 @@ class Subject:
         """Video n as if a pre-run had seen it: an ellipse of `share` of every frame, and random features."""
         take = self.denoiser.start(self.prompts[n], seed=n)
         mask, chance = ellipse(self.grid, share).to(self.device), torch.Generator(self.device).manual_seed(n)
-        shape = (self.grid.tokens, self.checkpoint.config.width * len(self.recipe.match_layers))
-        features = torch.empty(shape, dtype=self.denoiser.negative.dtype, device=self.device)
-        features.normal_(generator=chance)
-        return Scouted(take, 0, [take.latents], mask, True, features, 0)
+        shape, dtype = (self.grid.tokens, self.checkpoint.config.width), self.denoiser.negative.dtype
+        features = [
+            torch.empty(shape, dtype=dtype, device=self.device).normal_(generator=chance)
+            for _ in self.recipe.match_layers
+        ]
+        return Scouted(take, 0, [take.latents], mask, True, features)
 
 
 def filled(model: Any, dtype: torch.dtype, device: torch.device, chance: torch.Generator) -> Any:

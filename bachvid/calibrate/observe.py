@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bachvid.method.attends import Output, TextMass
+from bachvid.method.attends import Feature, TextMass
 from bachvid.method.denoiser import Denoiser, Prompt, Take
-from bachvid.method.match import features_of, match
+from bachvid.method.match import feature_of, match
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import look_at
 from bachvid.method.together import Pass, forward
@@ -33,18 +33,17 @@ class Observed:
 
 
 class Nearest:
-    """Attends as `inner` does and keeps the identity's token most like each by this layer alone (Eq. 5-6)."""
+    """Attends plainly and keeps the identity's token most like each by this layer alone (Eq. 5-6)."""
 
-    def __init__(self, identity: Output, grid: Grid, recipe: Recipe, inner: Attend = attend) -> None:
+    def __init__(self, identity: Feature, grid: Grid, recipe: Recipe) -> None:
         self.identity = identity  # has just passed this site
         self.grid = grid
         self.recipe = replace(recipe, window="frame")
-        self.inner = inner
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
-        out = self.inner(q, k, v, freqs)  # 1 H L D
-        here, there = (features_of([x], self.grid.tokens, normalize=True) for x in (out, self.identity.out))
-        self.partner = match(here, there, self.grid, self.recipe).partner  # N
+        out = attend(q, k, v, freqs)  # 1 H L D
+        here = feature_of(out, self.grid.tokens, normalize=True)
+        self.partner = match([here], [self.identity.value], self.grid, self.recipe).partner  # N
         return out
 
 
@@ -78,7 +77,7 @@ class Witness:
             [site for site in denoiser.model.sites if site.kind == kind]
             for kind in (recipe.token_kind, recipe.mask_kind)
         )
-        identity = Output()  # one for all layers: each overwrites the last
+        identity = Feature(grid.tokens, normalize=True)  # one for all layers: each overwrites the last
         self.masses: list[list[TextMass]] = []
         self.nearest: list[list[Nearest]] = []
         self.attend_at: list[dict[Site, Attend]] = []
@@ -111,7 +110,7 @@ def fused_partners(
     for step in range(denoiser.steps):
         latents = trajectory[:, step].to(denoiser.negative.device)
         identity, *frames = (
-            look_at(denoiser, recipe, prompt, row[None], step).features()
+            look_at(denoiser, recipe, prompt, row[None], step, masks=False).features()
             for prompt, row in zip(prompts, latents, strict=True)
         )
         grid = denoiser.model.grid(latents[:1])

@@ -52,7 +52,8 @@ def paper_cache_gb(recipe: Recipe, identity: Scouted) -> float:
     features of the match layers: 163 GB for CogVideoX-5B in bfloat16; the paper measured 172 with all that
     is around it.
     """
-    layer = identity.features[0].numel() * identity.features.element_size()  # tokens x width
+    assert identity.features is not None
+    layer = identity.features[0].nbytes  # tokens x width
     return (recipe.steps * len(recipe.kv_layers) * 2 + len(recipe.match_layers)) * layer / GB
 
 

@@ -208,6 +208,7 @@ def read_matches(scene: Scene) -> dict[str, float]:
     for video in scene.alone:
         if video is not scene.identity:
             here, _ = scene.seen(video, recipe)
+            assert here.features is not None and there.features is not None
             partner = match(here.features, there.features, grid, recipe).partner
             found.append(match_quality(partner, video, scene.identity, grid))
     return averages(found)

@@ -1,4 +1,4 @@
-"""What stands at sites: Output and Record keep what passed, TextMass scores the mask, Inject borrows."""
+"""What stands at sites: Record and Feature keep what passed, TextMass scores the mask, Inject borrows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bachvid.method.mask import Keys, Spans, span_scores
-from bachvid.method.match import Places
+from bachvid.method.match import Places, feature_of
 from bachvid.models.attention import Attend, Site, attend, rotate
 
 
@@ -25,23 +25,26 @@ class Lent(NamedTuple):
 Lend = Mapping[Site, Callable[[], Lent]]  # what may be asked for at each vital layer
 
 
-class Output:
-    """Attends as `inner` does and keeps the output that passed last, and none of what went into it."""
+class Feature:
+    """Attends as `inner` does and keeps the feature (N, C) of the output that passed last (Eq. 5)."""
 
-    def __init__(self, inner: Attend = attend) -> None:
+    def __init__(self, tokens: int, normalize: bool, inner: Attend = attend) -> None:
+        self.tokens = tokens
+        self.normalize = normalize
         self.inner = inner
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
-        self.out = self.inner(q, k, v, freqs)  # 1 H Lq D
-        return self.out
+        out = self.inner(q, k, v, freqs)  # 1 H Lq D
+        self.value = feature_of(out, self.tokens, self.normalize)
+        return out
 
 
-class Record(Output):
-    """An output, and the keys and values that it was made from."""
+class Record:
+    """Attends plainly and keeps the keys and values that passed last."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
         self.k, self.v, self.freqs = k, v, freqs
-        return super().__call__(q, k, v, freqs)
+        return attend(q, k, v, freqs)
 
     def lend(self) -> Lent:
         """The keys and values of the site passed last."""

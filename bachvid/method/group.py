@@ -82,6 +82,8 @@ class Group:
         """Makes the videos, yielding after every step; when it ends, `takes` hold the final latents."""
         for n, (prompt, seed) in enumerate(self.starts):
             self._take_in((yield from self._pre_run(n, prompt, seed)))
+        if not self.recipe.refresh:
+            self.identity.features = None  # gigabytes of a large model, and nobody matches again
         yield from MainRun(self.denoiser, self.recipe, self.identity, self.frames, self.keep_cache).run()
 
     def _pre_run(self, n: int, prompt: Prompt, seed: int) -> Generator[Progress, None, Scouted]:
@@ -137,7 +139,7 @@ class MainRun:
 
     def _predict(self, takes: Sequence[Take], step: int) -> list[Tensor]:
         """Guided predictions of the takes; frame videos borrow."""
-        if not self.recipe.injects_at(step):
+        if not self.frames or not self.recipe.injects_at(step):
             return self.denoiser.vanilla(takes, step)
         conditional, unconditional = self._branch(step, None), None
         if self.recipe.branches == "both" and self.denoiser.guided:

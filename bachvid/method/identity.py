@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.recipe import Recipe
-from bachvid.method.scout import Scouted, look_at
+from bachvid.method.scout import Scouted
 from bachvid.method.spans import Parts
 from bachvid.models.weights import save
 
@@ -31,7 +31,6 @@ class Trajectory:
     latents: Tensor  # steps + 1, and the shape of one video's latents
     mask: Tensor  # N bool
     believed: bool
-    features_at: int
     parts: Parts
     seed: int
     recipe: Recipe
@@ -42,7 +41,6 @@ class Trajectory:
         known = {
             "format": FORMAT,
             "believed": self.believed,
-            "features_at": self.features_at,
             "parts": vars(self.parts),
             "seed": self.seed,
             "recipe": self.recipe.to_dict(),
@@ -69,7 +67,6 @@ class Trajectory:
             latents=latents,
             mask=mask,
             believed=known["believed"],
-            features_at=known["features_at"],
             parts=Parts(**known["parts"]),
             seed=known["seed"],
             recipe=Recipe.from_dict(known["recipe"]),
@@ -83,7 +80,6 @@ class Trajectory:
             latents=torch.stack([x.cpu() for x in identity.trajectory]),
             mask=identity.mask,
             believed=identity.believed,
-            features_at=identity.features_at,
             parts=parts,
             seed=identity.take.seed,
             recipe=recipe,
@@ -100,19 +96,12 @@ class Trajectory:
                     f"Use the same {name}, or make the identity again."
                 )
 
-    def replay(self, denoiser: Denoiser, prompt: Prompt, recipe: Recipe) -> Scouted:
-        """The identity as its own run left it; its features are read again from the stored latents.
-
-        They are those that `recipe` matches by, read where the identity's own were or where it asks, if
-        that is later.
-        """
+    def replay(self, denoiser: Denoiser, prompt: Prompt) -> Scouted:
+        """The identity as its own run left it, without features: who joins reads them from its latents."""
         trajectory = list(self.latents.to(denoiser.negative.device))
         take = Take(trajectory[-1], torch.Generator(), prompt=prompt, seed=self.seed)
-        recipe = recipe.at(denoiser.sampler.schedule.timesteps)
-        step = max(self.features_at, recipe.tau_match)
-        features = look_at(denoiser, recipe, prompt, trajectory[step], step).features()
         mask = self.mask.to(denoiser.negative.device)
-        return Scouted(take, denoiser.steps, trajectory, mask, self.believed, features, step)
+        return Scouted(take, denoiser.steps, trajectory, mask, self.believed, features=None)
 
 
 def _difference(theirs: Any, ours: Any) -> tuple[str, str]:

@@ -6,29 +6,42 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from bachvid.method.attends import Output, TextMass
+from bachvid.method.attends import Feature, TextMass
 from bachvid.method.mask import Spans, foreground, smooth
-from bachvid.method.match import features_of
+from bachvid.method.match import Features
 from bachvid.method.recipe import Recipe
 from bachvid.models.attention import NOWHERE, Attend, Site, attend
 from bachvid.models.grid import Grid
 
 
 class Look:
-    """Stands at a recipe's mask and match sites, around what stands there already, and changes nothing."""
+    """Stands where a recipe reads masks and features, around what stands there already, and changes nothing.
+
+    Without `masks` or without `features` those are not read.
+    """
 
     def __init__(
-        self, recipe: Recipe, spans: Spans, grid: Grid, around: Mapping[Site, Attend] = NOWHERE
+        self,
+        recipe: Recipe,
+        spans: Spans,
+        grid: Grid,
+        around: Mapping[Site, Attend] = NOWHERE,
+        *,
+        masks: bool = True,
+        features: bool = True,
     ) -> None:
         self.recipe = recipe
         self.spans = spans
         self.grid = grid
         at = dict(around)
-        self.outputs = {site: Output(at.get(site, attend)) for site in recipe.match_sites}
+        self.outputs = {
+            site: Feature(grid.tokens, recipe.normalize, at.get(site, attend))
+            for site in recipe.match_sites * features
+        }
         at |= self.outputs
         self.masses = {
             site: TextMass(spans, grid.tokens, at.get(site, attend), recipe.mask_softmax)
-            for site in recipe.mask_sites
+            for site in recipe.mask_sites * masks
         }
         self.attend_at: Mapping[Site, Attend] = at | self.masses
 
@@ -38,11 +51,10 @@ class Look:
         mask = foreground(scores, self.recipe.mask_split)
         return smooth(mask, self.grid) if self.recipe.smooth else mask
 
-    def features(self) -> Tensor:
-        """The outputs of all match layers (layers, N, C), ready for `match` (Eq. 7)."""
-        outs = [output.out for output in self.outputs.values()]
-        return features_of(outs, self.grid.tokens, self.recipe.normalize)
+    def features(self) -> Features:
+        """What all match layers show, ready for `match` (Eq. 7)."""
+        return [output.value for output in self.outputs.values()]
 
     def last_layer(self) -> int:
         """The last layer a pass must reach for this look to be complete."""
-        return max(*self.recipe.mask_layers, *self.recipe.match_layers)
+        return max(site.layer for site in (*self.masses, *self.outputs))

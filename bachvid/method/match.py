@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,44 +22,44 @@ class Matches(NamedTuple):
     similarity: Tensor  # N float32, mean over the layers
 
 
-def features_of(outputs: list[Tensor], tokens: int, normalize: bool) -> Tensor:
-    """Features (layers, N, C) of a video: its attention outputs (1 H L D) with the heads joined.
+Features = Sequence[Tensor]  # of a video: (N, C) for each match layer
 
-    With `normalize` every layer counts as a cosine (Eq. 5).
+
+def feature_of(out: Tensor, tokens: int, normalize: bool) -> Tensor:
+    """The feature (N, C) of a video at one layer: its attention output (1 H L D) with the heads joined.
+
+    With `normalize` the layer counts as a cosine (Eq. 5).
     """
-    layers = [out[0, :, -tokens:].transpose(0, 1).flatten(1) for out in outputs]  # N C each
-    if normalize:
-        layers = [F.normalize(layer.float(), dim=-1).to(layer.dtype) for layer in layers]
-    return torch.stack(layers)
+    feature = out[0, :, -tokens:].transpose(0, 1).flatten(1)
+    return F.normalize(feature.float(), dim=-1).to(out.dtype) if normalize else feature
 
 
-def match(frame: Tensor, identity: Tensor, grid: Grid, recipe: Recipe, rows: int = 1024) -> Matches:
-    """The best identity token for every frame token (Eq. 7-8), for features (layers, N, C) of the two videos.
+def match(frame: Features, identity: Features, grid: Grid, recipe: Recipe, rows: int = 1024) -> Matches:
+    """The best identity token for every frame token (Eq. 7-8), for the features of the two videos.
 
     With the window "frame" it is sought in the same latent frame only (Eq. 6). Similarities are taken in
     blocks of `rows` tokens and only the best is kept: no matrix of N x N exists, and no float32 copy of
     more than one layer.
     """
-    if recipe.window == "frame":
-        per_frame = grid.height * grid.width
-        blocks = zip(frame.split(per_frame, dim=1), identity.split(per_frame, dim=1), strict=True)
-        found = [_best(f, i, rows) for f, i in blocks]
-        index = torch.cat([best + n * per_frame for n, (best, _) in enumerate(found)])
-        value = torch.cat([value for _, value in found])
-    else:
-        index, value = _best(frame, identity, rows)
-    return Matches(index, value / len(recipe.match_layers))
+    window = grid.height * grid.width if recipe.window == "frame" else grid.tokens
+    index, value = [], []
+    for n, (here, there) in enumerate(zip(_cut(frame, window), _cut(identity, window), strict=True)):
+        for block in _cut(here, rows):
+            best = _similarity(block, there).max(dim=1)
+            index.append(best.indices + n * window)
+            value.append(best.values)
+    return Matches(torch.cat(index), torch.cat(value) / len(recipe.match_layers))
 
 
-def _best(frame: Tensor, identity: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    blocks = [_similarity(block, identity).max(dim=1) for block in frame.split(rows, dim=1)]
-    return torch.cat([b.indices for b in blocks]), torch.cat([b.values for b in blocks])
+def _cut(features: Features, tokens: int) -> list[Features]:
+    """The features of so many tokens at a time."""
+    return list(zip(*(layer.split(tokens) for layer in features), strict=True))
 
 
-def _similarity(frame: Tensor, identity: Tensor) -> Tensor:
+def _similarity(frame: Features, identity: Features) -> Tensor:
     """Dot products (n, N) of every token with every other, summed over the layers (Eq. 7)."""
     products = (f.float() @ i.float().T for f, i in zip(frame, identity, strict=True))
-    return sum(products, start=frame.new_zeros((), dtype=torch.float32))
+    return sum(products, start=torch.zeros((), device=frame[0].device))
 
 
 @dataclass(frozen=True)

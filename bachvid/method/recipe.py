@@ -79,9 +79,12 @@ class Recipe:
         def scaled(step: int, level: float | None = None) -> int:
             if level is not None:
                 return min(range(steps), key=lambda n: abs(timesteps[n] - level))
-            return step if steps == self.steps else min(round(step * steps / self.steps), steps - 1)
+            return min(round(step * steps / self.steps), steps - 1)
 
-        window = self.inject_steps and (scaled(self.inject_steps[0]), scaled(self.inject_steps[1]))
+        window = self.inject_steps
+        if window and steps != self.steps:  # what counts is where it begins and where it is over
+            first, over = scaled(window[0]), round((window[1] + 1) * steps / self.steps)
+            window = first, max(first, over - 1)
         return replace(
             self,
             steps=steps,

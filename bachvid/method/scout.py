@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.look import Look
+from bachvid.method.match import Features
 from bachvid.method.recipe import Recipe
 from bachvid.method.together import Pass, forward
 from bachvid.sampling.loop import denoise
@@ -20,12 +21,11 @@ class Scouted:
     """What the pre-run found out about a video, and where it stands."""
 
     take: Take  # stands before step `tau`
-    tau: int  # where the pre-run ended: the later one of the recipe's two, or later still for the mask
+    tau: int  # where the pre-run ended: the later of the recipe's two, or later still for the mask
     trajectory: list[Tensor]  # its latents before steps 0 .. tau
     mask: Tensor  # N bool
     believed: bool  # the mask holds neither almost nothing nor almost everything
-    features: Tensor  # layers N C
-    features_at: int  # the step they were read at
+    features: Features | None  # at tau_match; None: let go, for they are large (see `features_of`)
 
 
 def scout(denoiser: Denoiser, recipe: Recipe, prompt: Prompt, seed: int) -> Generator[int, None, Scouted]:
@@ -40,9 +40,8 @@ def read_on(
 ) -> Generator[int, None, Scouted]:
     """What is seen of a video whose trajectory is known so far; as far as need be, it walks on.
 
-    The mask is read at `tau_mask`, the features at `tau_match`. A mask that cannot be believed is read
-    again one step later, up to twice `tau_mask`, and then the features no earlier than it: this never
-    fails. The last step is only looked at, not taken.
+    The mask is read at `tau_mask`, the features at `tau_match`. A mask that cannot be believed is read again
+    one step later, up to twice `tau_mask`; this never fails. The last step is only looked at, not taken.
     """
 
     def reach(step: int) -> Iterator[int]:
@@ -50,23 +49,43 @@ def read_on(
             yield next(walk)
             trajectory.append(take.latents)
 
-    for mask_at in range(recipe.tau_mask, min(2 * recipe.tau_mask, denoiser.steps - 1) + 1):
-        yield from reach(mask_at)
-        look = look_at(denoiser, recipe, take.prompt, trajectory[mask_at], mask_at)
+    features = None
+    for step in range(recipe.tau_mask, min(2 * recipe.tau_mask, denoiser.steps - 1) + 1):
+        yield from reach(step)
+        wanted = step == recipe.tau_match
+        look = look_at(denoiser, recipe, take.prompt, trajectory[step], step, features=wanted)
+        features = look.features() if wanted else features
         mask = look.mask()
         if believed := believable(mask, recipe):
             break
-    at = recipe.tau_match if mask_at == recipe.tau_mask else max(mask_at, recipe.tau_match)
-    if at != mask_at:
-        yield from reach(at)
-        look = look_at(denoiser, recipe, take.prompt, trajectory[at], at)
-    return Scouted(take, max(mask_at, at), trajectory, mask, believed, look.features(), at)
+    yield from reach(recipe.tau_match)
+    seen = Scouted(take, max(step, recipe.tau_match), trajectory, mask, believed, features)
+    features_of(denoiser, recipe, seen)
+    return seen
+
+
+def features_of(denoiser: Denoiser, recipe: Recipe, video: Scouted) -> Features:
+    """A video's features at `tau_match`, read from its trajectory unless it has them at hand."""
+    if video.features is None:
+        latents, step = video.trajectory[recipe.tau_match], recipe.tau_match
+        video.features = look_at(denoiser, recipe, video.take.prompt, latents, step, masks=False).features()
+    return video.features
 
 
 @torch.no_grad()
-def look_at(denoiser: Denoiser, recipe: Recipe, prompt: Prompt, latents: Tensor, step: int) -> Look:
+def look_at(
+    denoiser: Denoiser,
+    recipe: Recipe,
+    prompt: Prompt,
+    latents: Tensor,
+    step: int,
+    *,
+    masks: bool = True,
+    features: bool = True,
+) -> Look:
     """Mask and features of these latents: the conditional branch, no further than the last layer needed."""
-    look = Look(recipe, prompt.spans, denoiser.model.grid(latents))
+    grid = denoiser.model.grid(latents)
+    look = Look(recipe, prompt.spans, grid, masks=masks, features=features)
     walker = Pass(latents, prompt.text, look.attend_at, until=look.last_layer())
     forward(denoiser.model, denoiser.timestep(step), [walker])
     return look

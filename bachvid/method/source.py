@@ -13,7 +13,7 @@ from bachvid.method.denoiser import Denoiser, Take
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted
 from bachvid.method.together import Pass, forward
-from bachvid.models.attention import Site, rotate
+from bachvid.models.attention import Site, attend, rotate
 from bachvid.sampling.loop import denoise
 
 
@@ -56,7 +56,7 @@ class Cache:
     def __init__(self, identity: Scouted, recipe: Recipe) -> None:
         check_cached(recipe)
         self.identity = identity
-        self.sites = recipe.kv_sites
+        self.recipe = recipe
         self.kept: dict[tuple[int, Site], tuple[Tensor, Tensor]] = {}  # keys, not yet rotated, and values
         self.freqs: Tensor | None = None
 
@@ -64,7 +64,7 @@ class Cache:
         """Finishes the identity alone, yielding every step taken."""
         trajectory = self.identity.trajectory
         reached = len(trajectory) - 1
-        for step in range(reached):
+        for step in filter(self.recipe.injects_at, range(reached)):
             self._keep(denoiser, step)
 
         def predict(takes: Sequence[Take], step: int) -> list[Tensor]:
@@ -76,17 +76,19 @@ class Cache:
 
     def at(self, step: int, negative: Tensor | None) -> tuple[list[Pass], Lend]:
         """No pass, and what was kept of this step's conditional branch."""
-        return [], {site: partial(self._lend, step, site) for site in self.sites}
+        return [], {site: partial(self._lend, step, site) for site in self.recipe.kv_sites}
 
     @torch.no_grad()
     def _keep(self, denoiser: Denoiser, step: int) -> list[Tensor]:
-        records = {site: Record() for site in self.sites}
+        sites = self.recipe.kv_sites if self.recipe.injects_at(step) else ()
         latents, text = self.identity.trajectory[step], self.identity.take.prompt.text
-        predictions = forward(denoiser.model, denoiser.timestep(step), [Pass(latents, text, records)])
-        for site, record in records.items():
-            self.kept[step, site] = record.k.cpu(), record.v.cpu()
-            self.freqs = record.freqs
-        return predictions
+        keepers = {site: partial(self._attend, step, site) for site in sites}
+        return forward(denoiser.model, denoiser.timestep(step), [Pass(latents, text, keepers)])
+
+    def _attend(self, step: int, site: Site, q: Tensor, k: Tensor, v: Tensor, freqs: Tensor | None) -> Tensor:
+        """Attends plainly; keys and values leave the device at once."""
+        self.kept[step, site], self.freqs = (k.cpu(), v.cpu()), freqs
+        return attend(q, k, v, freqs)
 
     def _lend(self, step: int, site: Site) -> Lent:
         k, v = (x.to(self.identity.take.latents.device) for x in self.kept[step, site])
