@@ -8,9 +8,10 @@ python -m bachvid.run --background "..." --character "..." --action "..." --acti
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def encode(runs: Sequence[Run]) -> None:
     encoder = checkpoint.text_encoder(settings.dtype, settings.device)
     for run in runs:
         run.encode(encoder)
+    del encoder
+    gc.collect()  # transformers leaves it in a cycle, with up to 11 GB
 
 
 @dataclass(kw_only=True)
@@ -127,9 +130,12 @@ class Run:
     negative: Tensor = field(init=False, repr=False)
 
     def encode(self, encoder: TextEncoder) -> None:
-        """Every prompt, and the negative one."""
-        settings = self.settings
-        self.prompts = encode_prompts(encoder, self.parts, settings.recipe, self.words)
+        """Every prompt, and the negative one; an earlier run's identity keeps the order it was made with."""
+        settings, known = self.settings, []
+        if self.joined:  # its mask is known too, so whatever words the story names are not looked for in it
+            known = encode_prompts(encoder, [self.joined.parts], replace(self.joined.recipe, words="all"))
+        chosen = partial(self.words, clean=encoder.clean)
+        self.prompts = [*known, *encode_prompts(encoder, self.story.videos, settings.recipe, chosen)]
         self.negative = encoder.encode(encoder.clean(settings.negative))
 
     def make(self) -> None:
@@ -155,12 +161,15 @@ class Run:
         self.folder.write_json("manifest.json", manifest([*videos, *twins], self.console.seconds))
         for video in videos:
             self.console.say(f"{video.name}/video.mp4" + (f": {video.note}" if video.note else ""))
+        if not self.checkpoint.rotary and self.settings.recipe.mode in ("both", "fg"):
+            self.console.say("This model's positions are not rotary: keys are borrowed as they are (Eq. 12).")
         self.console.say(self.console.summary())
         self.console.say(f"Look at {contact}")
 
-    def words(self, video: Parts) -> Words | None:
+    def words(self, video: Parts, clean: Callable[[str], str] = str) -> Words | None:
         """The words that stand for the place and the character in the masks; None: all of them."""
-        return video.words(self.settings.recipe.words, self.story.marked, self.nouns, self.ask)
+        place, character = (list(map(clean, words)) for words in self.story.marked)
+        return video.words(self.settings.recipe.words, (place, character), self.nouns, self.ask)
 
     def load_denoiser(self) -> Denoiser:
         """The denoiser with its sampler and guidance, and the shape of one video's latents."""
@@ -235,7 +244,7 @@ class Run:
         named += [(f"{folder}/{n:02}-{slug(p.action)}", p) for n, p in enumerate(self.parts[1:], start=1)]
         made = []
         for take, (name, parts) in zip(takes, named[len(named) - len(takes) :], strict=True):
-            made.append(Made(name, parts, take.latents, take.seed))
+            made.append(Made(name, parts, take.latents, take.seed, take.prompt.spans))
             self.folder.write_latents(made[-1])
         return made
 
@@ -278,14 +287,16 @@ class Run:
     def world(self, denoiser: Denoiser) -> dict[str, Any]:
         """What a later run must share to join this identity."""
         settings = self.settings.to_dict()
-        names = ("scheduler", "steps", "guidance", "dynamic_guidance", "negative", "size", "frames", "dtype")
+        names = ("scheduler", "steps", "guidance", "dynamic_guidance", "negative", "size", "frames")
         assert isinstance(denoiser.model, torch.nn.Module)
         model = fingerprint(denoiser.model, self.checkpoint.config)
-        return {"model": model, **{name: settings[name]["value"] for name in names}}
+        return {"dtype": settings["dtype"]["value"], "model": model} | {
+            name: settings[name]["value"] for name in names
+        }
 
     def config(self) -> dict[str, Any]:
         """Every resolved value and its origin, for `config.json`."""
-        words = self.words(self.parts[0])
+        words = self.words(self.story.videos[0])
         asked = {"model": self.model.name, "story": vars(self.story), "words": words and vars(words)}
         return {**asked, **self.settings.to_dict()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bachvid.errors import StoryError, UsageError
 from bachvid.method.spans import Parts
-from bachvid.method.words import unmarked
+from bachvid.method.words import Marks, unmarked
 
 FORM = "background#character#action"
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
@@ -22,13 +22,13 @@ class Story:
     background: str
     character: str
     actions: tuple[str, ...]
-    marked: tuple[str, ...] = ()  # words that stood in [square brackets]: what masks are to look for
+    marked: Marks = ((), ())  # the words that stood in [square brackets]: what masks are to look for
 
     @classmethod
     def of(cls, background: str, character: str, actions: Sequence[str]) -> Story:
         """The story of these texts, the brackets taken off the words that are marked."""
         plain, marks = zip(*map(unmarked, (background, character, *actions)), strict=True)
-        return cls(plain[0], plain[1], plain[2:], marks[0] + marks[1])
+        return cls(plain[0], plain[1], plain[2:], (marks[0], marks[1]))
 
     def __post_init__(self) -> None:
         empty = [name for name in ("background", "character") if not getattr(self, name).strip()]

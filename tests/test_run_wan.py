@@ -121,7 +121,28 @@ def test_a_run_writes_videos_and_the_words_of_its_masks(made: Path) -> None:
         assert count_frames(made / video / "video.mp4") == 9
     config = json.loads((made / "config.json").read_text())
     assert config["words"] == {"source": "marked", "background": ["kitchen"], "character": ["fox"]}
+    videos = json.loads((made / "manifest.json").read_text())["videos"]
+    assert all(video["tokens"]["background"] and video["tokens"]["character"] for video in videos)
     assert config["recipe"]["value"]["mask_kind"] == "cross" and config["fps"]["value"] == 16
+
+
+def test_who_joins_names_words_of_its_own(made: Path, model: Path, tmp_path: Path) -> None:
+    """The identity's mask is known: what the new story marks need not be in its text, nor in its order."""
+    recipe = json.loads((made / "config.json").read_text())["recipe"]["value"]
+    (tmp_path / "preset.json").write_text(json.dumps({**recipe, "character_first": True}))
+    words = [
+        "--background",
+        "the [window] of a wood",
+        "--character",
+        "a big [fox] in red",
+        "--action",
+        "opens",
+    ]
+    flags = ["--steps", 4, "--size", "48x32", "--frames", 9, "--preset", tmp_path / "preset.json"]
+    joins = ["--identity", made / "identity/trajectory.safetensors", "--out", tmp_path / "joined"]
+    assert run("--model", model, *words, *flags, *joins) == 0
+    config = json.loads((tmp_path / "joined/config.json").read_text())
+    assert config["words"]["background"] == ["window"]
 
 
 @pytest.mark.parametrize("source", ["replay", "cache"])

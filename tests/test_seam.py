@@ -14,7 +14,7 @@ from tiny import randomised
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from bachvid.method.attends import Inject, Lent, Record, TextMass
+from bachvid.method.attends import Feature, Inject, Lent, Record, TextMass
 from bachvid.method.mask import Spans
 from bachvid.method.match import Matches, Places, places
 from bachvid.method.recipe import Recipe
@@ -81,11 +81,11 @@ def borrowing(lend: Callable[[], Lent], share: float = 0.4) -> Inject:
         {},
         {Site("joint", n): attend for n in (1, 2, 3)},
         {Site("joint", n): Record() for n in (1, 2, 3)},
-        {Site("joint", 2): Record(Record())},
+        {Site("joint", 2): Feature(GRID.tokens, True, Record())},
         {Site("joint", n): TextMass(SPANS, GRID.tokens) for n in (1, 2, 3)},
         {Site("joint", 1): TextMass(SPANS, GRID.tokens, Record())},
     ],
-    ids=["nothing", "attend", "record", "record of record", "mass", "mass of record"],
+    ids=["nothing", "attend", "record", "feature of record", "mass", "mass of record"],
 )
 def test_looking_on_changes_no_bit(model: CogVideoX, attend_at: Mapping[Site, Attend]) -> None:
     given = row()
@@ -96,15 +96,17 @@ def test_looking_on_changes_no_bit(model: CogVideoX, attend_at: Mapping[Site, At
 
 
 def test_a_record_holds_what_passed(model: CogVideoX) -> None:
-    """Keys and values before rotation, and the output: they give the layer's output again."""
+    """Keys and values before rotation, and of the output the video's tokens with their heads in a row."""
     record = Record()
+    feature = Feature(GRID.tokens, False, record)
     stream = model.begin(*row())
     x, _ = model.blocks[0].attention_norm(stream)
     q, k, v = model.blocks[0].attention.project(x)
-    model.blocks[0](stream, {Site("joint", 1): record})
+    model.blocks[0](stream, {Site("joint", 1): feature})
     assert torch.equal(record.k, k)
     assert torch.equal(record.v, v)
-    assert torch.equal(record.out, attend(q, k, v, stream.freqs))
+    out = attend(q, k, v, stream.freqs)
+    assert torch.equal(feature.value, out[0, :, LEAD:].transpose(0, 1).flatten(1))
 
 
 # 3, 4: nothing injected, and ourselves injected
@@ -191,20 +193,19 @@ def test_rotation_is_multiplication_of_complex_numbers() -> None:
     assert torch.allclose(rotate(k, table())[0], encode(k[0], range(k.shape[2])), rtol=0, atol=1e-6)
 
 
-# 7: records around an injection
+# 7: looks around an injection
 
 
 @pytest.mark.parametrize("lead", [LEAD, 0])
-def test_a_record_of_an_injection_is_the_injection(lead: int) -> None:
+def test_a_look_at_an_injection_sees_the_injection(lead: int) -> None:
     q, k, v = qkv(lead)
     _, lent, lent_v = qkv(lead, seed=3)
     inject = borrowing(lambda: Lent(lent, rotate(lent, table(lead)), lent_v))
     alone = inject(q, k, v, table(lead))
-    record = Record(inject)
-    assert torch.equal(record(q, k, v, table(lead)), alone)
-    assert torch.equal(record.out, alone)
-    assert torch.equal(record.k, k), "what a frame video borrowed is not its own"
-    assert torch.equal(TextMass(SPANS, GRID.tokens, record)(q, k, v, table(lead)), alone)
+    feature = Feature(GRID.tokens, False, inject)
+    assert torch.equal(feature(q, k, v, table(lead)), alone)
+    assert torch.equal(feature.value, alone[0, :, lead:].transpose(0, 1).flatten(1))
+    assert torch.equal(TextMass(SPANS, GRID.tokens, feature)(q, k, v, table(lead)), alone)
     assert not torch.allclose(alone, attend(q, k, v, table(lead)), atol=0.1)
 
 
@@ -236,7 +237,6 @@ def test_rows_together_are_rows_alone(model: CogVideoX) -> None:
     first, injected = forward(model, t, [Pass(one, text, dict.fromkeys(sites, shared)), stopped, frame])
 
     apart = {site: Record() for site in sites}
-    assert first is not None
     assert torch.equal(first, model(one, t, text, apart))
     expected = model(other, t, other_text, {site: borrowing(record.lend) for site, record in apart.items()})
     assert torch.equal(injected, expected)

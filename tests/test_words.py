@@ -28,7 +28,7 @@ def test_sources_come_in_their_order() -> None:
     def ask(text: str) -> list[str]:
         return ["harbour", "fisherman", "moon"]
 
-    given: dict = {"marked": ("sky", "hat"), "listed": ("harbour", "old"), "ask": ask}
+    given: dict = {"marked": (["sky"], ["hat"]), "listed": ("harbour", "old"), "ask": ask}
     expected = [("marked", ("sky",), ("hat",)), ("listed", ("harbour",), ("old",))]
     expected += [("model", ("harbour",), ("fisherman",))]
     for source in ("marked", "listed", "ask"):
@@ -45,9 +45,25 @@ def test_a_part_without_a_noun_is_told(background: str, character: str) -> None:
         choose_words(background, character)
 
 
+def test_a_mark_may_be_a_part_of_a_word_and_counts_in_its_own_part() -> None:
+    found = choose_words("조용한 항구에서", "a hat shop's fisherman", marked=(["항구"], ["fisher", "shop"]))
+    assert (found.background, found.character) == (("항구",), ("fisher", "shop"))
+    parts = Parts("a hat shop,", "a man with a hat", "waves")
+    places = parts.places(parts.words("all", (["shop"], ["hat"])))
+    assert places == {"background": [(6, 10)], "character": [(25, 28)]}, "the shop's hat was not marked"
+    assert list(occurrences("a fox in foxgloves", ["fox"], in_words=True)) == [(2, 5)]
+
+
+def test_a_token_that_begins_before_its_word_is_one_of_its_tokens() -> None:
+    parts = Parts("港口", "老渔夫", "挥手")
+    offsets = [(0, 2), (3, 6), (7, 9)]  # a token for every part
+    spans = find_spans(offsets, parts.ranges(), 9, parts.places(parts.words("all", (["港口"], ["渔夫"]))))
+    assert [span.tolist() for span in spans] == [[0], [1]]
+
+
 def test_naming_words_of_one_part_only_is_told() -> None:
     with pytest.raises(ValueError, match=r"The character 'an old fisherman .* Mark one there too"):
-        choose_words(PARTS.background, PARTS.character, marked=("harbour",))
+        choose_words(PARTS.background, PARTS.character, marked=(["harbour"], []))
     with pytest.raises(ValueError, match=r"The background .* Add one to --nouns"):
         choose_words(PARTS.background, PARTS.character, listed=("hat",))
 
@@ -76,7 +92,7 @@ def test_scripts_without_spaces_have_no_word_ends(phrase: str) -> None:
 def test_spans_hold_the_chosen_words_of_their_own_part(character_first: bool) -> None:
     prompt = PARTS.prompt(character_first)
     offsets = [(n, n + 1) for n in range(len(prompt))]  # a token for every letter
-    words = PARTS.words("nouns", ("blue sky", "hat"))
+    words = PARTS.words("nouns", (["blue sky"], ["hat"]))
     spans = find_spans(offsets, PARTS.ranges(character_first), 99, PARTS.places(words, character_first))
     shown = ["".join(prompt[n] for n in span) for span in spans]
     assert shown == ["blue sky", "hat"], "the hat that is waved belongs to the action"

@@ -92,7 +92,7 @@ class Trajectory:
             if self.world.get(name) != world.get(name):
                 theirs, ours = _difference(self.world.get(name), world.get(name))
                 raise ValueError(
-                    f"The identity was made with another {name} ({theirs}, not {ours}). "
+                    f"The identity was made with {name} {theirs}, and this run has {ours}. "
                     f"Use the same {name}, or make the identity again."
                 )
 

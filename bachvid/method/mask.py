@@ -41,7 +41,7 @@ def span_scores(q: Tensor, k: Tensor, spans: Spans, tokens: int, over: Keys = "a
     for span in spans:
         words = k[:, :, span].float().transpose(-1, -2)  # 1 H D words
         logits = q.float() @ words * q.shape[-1] ** -0.5  # 1 H N words
-        weights = torch.exp(logits - lse[..., None])
+        weights = logits.sub_(lse[..., None]).exp_()  # in place: they are large, gigabytes for a long part
         scores.append(weights.mean(dim=(0, 1, 3)))  # N
     return torch.stack(scores)
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from bachvid.method.mask import Spans
-from bachvid.method.words import Ask, Range, Words, choose_words, occurrences
+from bachvid.method.words import Ask, Marks, Range, Words, choose_words, occurrences
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Parts:
         return found
 
     def words(
-        self, kind: str, marked: Sequence[str] = (), listed: Sequence[str] = (), ask: Ask | None = None
+        self, kind: str, marked: Marks = ((), ()), listed: Sequence[str] = (), ask: Ask | None = None
     ) -> Words | None:
         """The words that stand for the place and the character; None for "all", unless there is a source."""
-        if kind == "all" and not (marked or listed or ask):
+        if kind == "all" and not (any(marked) or listed or ask):
             return None
         return choose_words(self.background, self.character, marked=marked, listed=listed, ask=ask)
 
@@ -51,7 +51,7 @@ class Parts:
             return found
         for name, phrases in (("background", words.background), ("character", words.character)):
             start, _ = self.ranges(character_first)[name]
-            places = occurrences(getattr(self, name), phrases)
+            places = occurrences(getattr(self, name), phrases, in_words=words.source == "marked")
             found[name] = [(start + first, start + last) for first, last in places]
         return found
 
@@ -69,9 +69,9 @@ def find_spans(
     """Indices of the background's and the character's tokens (Eq. 2), for the tokens' character offsets.
 
     A token that straddles two parts belongs to the one that holds its first letter; a token without
-    letters, the end mark and padding belong to none. A part in `only` (`Parts.places`) has the tokens of
-    those places alone. ValueError names a part without a token, and the part in which the prompt runs past
-    `limit` tokens.
+    letters, the end mark and padding belong to none. A part in `only` (`Parts.places`) has the tokens alone
+    that stand for any of those places. ValueError names a part without a token, and the part in which the
+    prompt runs past `limit` tokens.
     """
     tokens = {name: _tokens_in(offsets, [whole]) for name, whole in ranges.items()}
     for name, found in tokens.items():
@@ -83,7 +83,7 @@ def find_spans(
                 f"The prompt has {len(offsets)} tokens, {over} over the model's limit of {limit}. "
                 f"It is reached in the {name}: shorten the {name}."
             )
-    tokens |= {name: _tokens_in(offsets, places) for name, places in only.items()}
+    tokens |= {name: _tokens_of(offsets, places) for name, places in only.items()}
     return Spans(torch.tensor(tokens["background"]), torch.tensor(tokens["character"]))
 
 
@@ -93,4 +93,13 @@ def _tokens_in(offsets: Sequence[Range], places: Sequence[Range]) -> list[int]:
         index
         for index, (start, end) in enumerate(offsets)
         if start < end and any(first <= start < last for first, last in places)
+    ]
+
+
+def _tokens_of(offsets: Sequence[Range], places: Sequence[Range]) -> list[int]:
+    """The numbers of the tokens that share a letter with one of the places."""
+    return [
+        index
+        for index, (start, end) in enumerate(offsets)
+        if any(max(start, first) < min(end, last) for first, last in places)
     ]

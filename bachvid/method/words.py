@@ -12,13 +12,15 @@ from typing import Literal
 
 Range = tuple[int, int]  # characters: first, one past the last
 Ask = Callable[[str], Sequence[str]]  # a text -> its nouns
+Marks = tuple[Sequence[str], Sequence[str]]  # what is marked in the background, and in the character
+Source = Literal["marked", "listed", "model", "content"]
 
 
 @dataclass(frozen=True)
 class Words:
     """The words that decide the masks, and how they were found: see `choose_words`."""
 
-    source: Literal["marked", "listed", "model", "content"]
+    source: Source
     background: tuple[str, ...]
     character: tuple[str, ...]
 
@@ -32,7 +34,7 @@ def choose_words(
     background: str,
     character: str,
     *,
-    marked: Sequence[str] = (),
+    marked: Marks = ((), ()),
     listed: Sequence[str] = (),
     ask: Ask | None = None,
 ) -> Words:
@@ -40,13 +42,14 @@ def choose_words(
 
     ValueError if that source names no word of a part.
     """
-    if marked:
-        return _found("marked", background, character, lambda text: marked)
+    texts = (background, character)
+    if any(marked):
+        return _found("marked", texts, marked)
     if listed:
-        return _found("listed", background, character, lambda text: listed)
+        return _found("listed", texts, (listed, listed))
     if ask:
-        return _found("model", background, character, ask)
-    return _found("content", background, character, content_words)
+        return _found("model", texts, (ask(background), ask(character)))
+    return _found("content", texts, (content_words(background), content_words(character)))
 
 
 def content_words(text: str) -> list[str]:
@@ -55,21 +58,25 @@ def content_words(text: str) -> list[str]:
     return list(dict.fromkeys(word for word in words if word.lower() not in FUNCTION_WORDS))
 
 
-def occurrences(text: str, phrases: Sequence[str]) -> Iterator[Range]:
-    """Where the phrases stand in a text, whatever their case, as whole words where words have spaces."""
+def occurrences(text: str, phrases: Sequence[str], in_words: bool = False) -> Iterator[Range]:
+    """Where the phrases stand in a text, whatever their case, as whole words where words have spaces.
+
+    With `in_words` a phrase that is nowhere a whole word is also found inside of words, as in [fisher]man.
+    """
     for phrase in filter(None, map(str.strip, phrases)):
         before = rf"(?<!{LETTER})" if re.match(LETTER, phrase[0]) else ""
         after = rf"(?!{LETTER})" if re.match(LETTER, phrase[-1]) else ""
-        pattern = f"{before}{re.escape(phrase)}{after}"
-        yield from (found.span() for found in re.finditer(pattern, text, re.IGNORECASE))
+        anywhere = re.escape(phrase)
+        places = [found.span() for found in re.finditer(f"{before}{anywhere}{after}", text, re.IGNORECASE)]
+        if in_words and not places:
+            places = [found.span() for found in re.finditer(anywhere, text, re.IGNORECASE)]
+        yield from places
 
 
-def _found(
-    source: Literal["marked", "listed", "model", "content"], background: str, character: str, ask: Ask
-) -> Words:
+def _found(source: Source, texts: tuple[str, str], phrases: tuple[Sequence[str], Sequence[str]]) -> Words:
     chosen = {}
-    for name, text in (("background", background), ("character", character)):
-        chosen[name] = tuple(phrase for phrase in ask(text) if list(occurrences(text, [phrase])))
+    for name, text, some in zip(("background", "character"), texts, phrases, strict=True):
+        chosen[name] = tuple(p for p in some if list(occurrences(text, [p], in_words=source == "marked")))
         if not chosen[name]:
             raise ValueError(
                 f"The {name} {text!r} has no noun to look for ({source} words). {WAYS_OUT[source]}"

@@ -88,6 +88,10 @@ class CogVideoXCheckpoint(Checkpoint):
         return self.config.text_length
 
     @property
+    def rotary(self) -> bool:
+        return self.config.rotary
+
+    @property
     def trained_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.config.rotary else torch.float16
 

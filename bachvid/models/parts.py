@@ -112,6 +112,11 @@ class Checkpoint(ABC):
         """The tokens of every encoded prompt, padding included."""
 
     @property
+    def rotary(self) -> bool:
+        """Whether keys are turned by where their tokens stand; if not, positions are added to the tokens."""
+        return True
+
+    @property
     @abstractmethod
     def trained_dtype(self) -> torch.dtype:
         """What its weights were trained in, best where there is no reason for another."""
