@@ -49,6 +49,10 @@ def find_model(name: str) -> Path:
     for folder in (Path(name), Path("weights") / name, WEIGHTS / name):
         if folder.is_dir():
             return folder
+    if Path(name).is_file():
+        raise UsageError(
+            f"{name} is one file. Name the folder that holds it with VAE, text encoder and tokenizer."
+        )
     shipped = ", ".join(sorted(p.parent.name for p in WEIGHTS.glob("*/model_index.json")))
     raise UsageError(
         f"There is no model {name!r}. Name a folder with a checkpoint, or a shipped model: {shipped}."

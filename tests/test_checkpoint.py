@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers import CogVideoXPipeline
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bachvid.models.checkpoint import Checkpoint, WeightsError, open_checkpoint, save_index, save_model
 from bachvid.models.cogvideox import CogVideoXConfig
 from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
+from bachvid.models.wan import WanConfig
 from bachvid.models.weights import Weights, load
 from bachvid.sampling.sampler import read_sampler
 
@@ -244,6 +245,11 @@ def pickled_vae(folder: Path, values: Any) -> None:
     save_pickled(values, folder / "vae" / "vae.pt")
 
 
+def lead_nowhere(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("gone")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "is no folder; give one"),
     "nothing in it": (lambda f: [shutil.rmtree(f), f.mkdir()], "holds no text-to-video CogVideoX or Wan"),
@@ -256,6 +262,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two transformers": (
         lambda f: edit(f / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]),
         "names a second transformer, as Wan2.2 has"),
+    "a folder of two transformers": (lambda f: shutil.copytree(f / "transformer", f / "transformer_2"),
+        "transformer_2 is a second transformer, as Wan2.2 has"),
+    "an index that leads nowhere": (lambda f: lead_nowhere(f / "model_index.json"),
+        r"model_index\.json is a link to gone, which is not there; copy the checkpoint with"),
+    "weights that lead nowhere": (lambda f: lead_nowhere(f / VAE), "is a link to gone, which is not there"),
+    "a folder too high": (lambda f: [shutil.copytree(f, f / "x"), (f / "model_index.json").unlink(),
+        shutil.rmtree(f / "transformer")], r"give .*/x, which has one"),
+    "a transformer alone": (lambda f: [shutil.copytree(f / "transformer", f, dirs_exist_ok=True),
+        (f / "model_index.json").unlink(), shutil.rmtree(f / "transformer"), shutil.rmtree(f / "vae")],
+        "a denoiser alone goes as transformer/ into a copy"),
+    "a LoRA": (
+        lambda f: [shutil.rmtree(f), f.mkdir(), save_file({"a": torch.ones(1)}, f / "my_LoRA.safetensors")],
+        "a LoRA must be merged into its checkpoint first"),
+    "quantised": (lambda f: edit_tensors(f / VAE, lambda t: t.update({CONV + "_absmax": torch.zeros(1)})),
+        r"/vae is quantised \(it has .*absmax\)"),
     "another family": (lambda f: edit(f / "model_index.json", _class_name="WanPipeline"),
         r"transformer/config\.json describes a CogVideoXTransformer3DModel, not a WanTransformer3DModel"),
     "a vae of another family": (lambda f: edit(f / "vae" / "config.json", _class_name="AutoencoderKLWan"),
@@ -330,8 +351,8 @@ def test_damage_is_told_in_one_sentence(
             lambda f: shutil.copytree(f / "t2v", f / "again"),
             "must hold one transformer, and there is again/.*, t2v/",
         ),
-        (lambda f: (f / "3d-vae.pt").unlink(), "must hold one VAE, and there is none"),
-        (lambda f: shutil.rmtree(f / "xxl"), "must hold one T5, and there is none"),
+        (lambda f: (f / "3d-vae.pt").unlink(), "holds no VAE; put 3d-vae.pt there"),
+        (lambda f: shutil.rmtree(f / "xxl"), "holds no T5; put t5-v1_1-xxl"),
         (lambda f: (f / "xxl" / "spiece.model").unlink(), r"xxl has no spiece\.model"),
     ],
 )
@@ -342,3 +363,34 @@ def test_damage_of_an_original_release_is_told(
     damage(tmp_path)
     with pytest.raises(WeightsError, match=message):
         open_checkpoint(tmp_path)
+
+
+def test_files_of_others_are_passed_over(pipe: CogVideoXPipeline, tmp_path: Path) -> None:
+    """An optimizer's state, and what a download or macOS leaves behind."""
+    save_original(pipe, tmp_path)
+    (tmp_path / "t2v" / "._states.pt").write_bytes(b"no weights")
+    (tmp_path / "optimizer.bin").write_bytes(b"no weights either")
+    assert open_checkpoint(tmp_path).family == "cogvideox"
+
+
+def test_weights_in_the_older_format_of_pickles_are_read(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "old")
+    tensors = load_file(tmp_path / "old" / VAE)
+    (tmp_path / "old" / VAE).unlink()
+    torch.save(tensors, tmp_path / "old/vae/vae.bin", _use_new_zipfile_serialization=False)
+    for (name, ours), (_, theirs) in zip(
+        open_checkpoint(good).vae().named_parameters(),
+        open_checkpoint(tmp_path / "old").vae().named_parameters(),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("kind", [CogVideoXConfig, WanConfig])
+def test_numbers_that_a_config_leaves_out_are_those_of_diffusers(kind: Any) -> None:
+    """The first release of the 2B does not say that its positions are not rotary."""
+    classes = {CogVideoXConfig: CogVideoXTransformer3DModel, WanConfig: WanTransformer3DModel}
+    with torch.device("meta"):
+        theirs = dict(classes[kind](num_layers=1).config)
+    assert kind.from_dict({}) == kind.from_dict({**theirs, "num_layers": kind.from_dict({}).layers})
+    assert kind.from_dict({"out_channels": None}) == kind.from_dict({})

@@ -237,6 +237,20 @@ def test_parts_of_two_families_do_not_mix(model: Path, tmp_path: Path, capsys: p
     assert "describes a AutoencoderKLCogVideoX, not a AutoencoderKLWan" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kept", [("high_noise_model", "low_noise_model"), ("low_noise_model",)])
+def test_a_half_of_wan_2_2_is_told(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kept: tuple[str, ...]
+) -> None:
+    folder, name = tmp_path / "half", "diffusion_pytorch_model.safetensors"
+    shutil.copytree(original, folder)
+    for half in kept:
+        (folder / half).mkdir()
+        shutil.copy(folder / name, folder / half / name)
+    (folder / name).unlink()
+    assert run("--model", folder, *actions("looks"), "--out", tmp_path / "x") == 3
+    assert f"is a Wan2.2 ({min(kept)}), which has two denoisers" in capsys.readouterr().err
+
+
 def test_a_missing_shard_is_told(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.copytree(original, tmp_path / "half")
     index = tmp_path / "half/diffusion_pytorch_model.safetensors.index.json"

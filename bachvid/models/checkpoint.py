@@ -25,7 +25,7 @@ from bachvid.models.wan import Wan
 from bachvid.models.wan_checkpoint import WanCheckpoint
 from bachvid.models.wan_layouts import wan_vae_diffusers
 from bachvid.models.wan_vae import WanVAE
-from bachvid.models.weights import WeightsError, read_config, save, write_json
+from bachvid.models.weights import WeightsError, read_config, read_json, save, write_json
 
 __all__ = ["Checkpoint", "WeightsError", "diffusers_names", "open_checkpoint", "save_index", "save_model"]
 
@@ -52,15 +52,28 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         (folder / "model_index.json", PIPELINES),
         (folder / "transformer" / "config.json", TRANSFORMERS),
     ):
-        if file.is_file():
+        if file.is_file() or file.is_symlink():  # a link that leads nowhere is told as one
             return families[_known(file, families)].open(folder)
     for family in PIPELINES.values():
         if found := family.find(folder):
             return found
     raise WeightsError(
         f"{folder} holds no text-to-video CogVideoX or Wan: no model_index.json, as diffusers writes it, and "
-        "no weights of an original release; give another folder"
+        f"no weights of an original release; {_instead(folder)}"
     )
+
+
+def _instead(folder: Path) -> str:
+    """What to do with a folder that is no checkpoint."""
+    for inside in ("*", "*/*", "*/*/*"):
+        if found := sorted(folder.glob(f"{inside}/model_index.json")):
+            return f"give {found[0].parent}, which has one"
+    config = folder / "config.json"
+    if config.is_file() and read_json(config).get("_class_name") in TRANSFORMERS:
+        return "a denoiser alone goes as transformer/ into a copy of the checkpoint it was made from"
+    if any("lora" in file.name.lower() for file in folder.glob("*.safetensors")):
+        return "a LoRA must be merged into its checkpoint first"
+    return "give another folder"
 
 
 def _known(file: Path, families: Mapping[str, type[Checkpoint]]) -> str:
@@ -69,6 +82,8 @@ def _known(file: Path, families: Mapping[str, type[Checkpoint]]) -> str:
     values = read_config(file, "_class_name", *families, fix=fix)
     if any(values.get("transformer_2") or ()):
         raise WeightsError(f"{file} names a second transformer, as Wan2.2 has; give a Wan2.1 of one")
+    if (second := file.parents[file.name == "config.json"] / "transformer_2").exists():
+        raise WeightsError(f"{second} is a second transformer, as Wan2.2 has; give a Wan2.1 of one")
     return str(values["_class_name"])
 
 

@@ -47,19 +47,21 @@ class CogVideoXConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CogVideoXConfig:
-        """The numbers in diffusers' `transformer/config.json`; ValueError names what is not supported."""
+        """The numbers in diffusers' `transformer/config.json`; an absent one is the 2B's, as there.
+
+        ValueError names what is not supported.
+        """
+        values = {**CHECKPOINTS["cogvideox-2b"].to_dict(), "out_channels": None, **values}
         for key, known in FIXED.items():
-            if values.get(key, known) != known:
+            if values[key] != known:
                 raise ValueError(
                     f"{key}={values[key]!r} is not supported; a CogVideoX here has {key}={known!r}"
                 )
-        if values.get("out_channels", values["in_channels"]) != values["in_channels"]:
+        if values["out_channels"] not in (None, values["in_channels"]):
             raise ValueError(
                 "in_channels and out_channels differ; only text-to-video checkpoints are supported"
             )
-        if missing := [name for name in FIELDS.values() if name not in values and name != "patch_size_t"]:
-            raise ValueError(f"{missing[0]} is missing")
-        numbers: dict[str, Any] = {ours: values.get(theirs) for ours, theirs in FIELDS.items()}
+        numbers: dict[str, Any] = {ours: values[theirs] for ours, theirs in FIELDS.items()}
         return cls(**numbers)
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from bachvid.models.cogvideox import CHECKPOINTS, CogVideoXConfig
 from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
-from bachvid.models.weights import PICKLED, SAFE, Weights, WeightsError, count, only, read_json
+from bachvid.models.weights import PICKLED, SAFE, Weights, WeightsError, count, find_kinds, only, read_json
 
 PATCHES = "mixins.patch_embed.proj.weight"  # a transformer has this,
 HEAD = "mixins.final_layer.linear.weight"
@@ -46,18 +46,14 @@ def find_parts(folder: Path) -> Parts | None:
     """
     below = [path for depth in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(depth))]
     texts = [path.parent for path in below if path.name == "config.json" and _describes_t5(path)]
-    transformers, vaes = [], []
-    for file in below:
-        if file.suffix in SAFE + PICKLED and file.parent not in texts:
-            shapes = Weights(file).shapes
-            if PATCHES in shapes and _is_text_to_video(shapes):
-                transformers.append(file)
-            elif RESNET.format(0, 0) in shapes:
-                vaes.append(file)
-    if not transformers:
+    files = (file for file in below if file.suffix in SAFE + PICKLED and file.parent not in texts)
+    found = find_kinds((file for file in files if not file.name.startswith(".")), KINDS)
+    if not found["transformer"]:
         return None
     return Parts(
-        only(transformers, "transformer", folder), only(vaes, "VAE", folder), only(texts, "T5", folder)
+        only(found["transformer"], "transformer", folder, "the release's"),
+        only(found["VAE"], "VAE", folder, "3d-vae.pt"),
+        only(texts, "T5", folder, "t5-v1_1-xxl, its config.json, weights and spiece.model in one folder,"),
     )
 
 
@@ -110,5 +106,11 @@ def _describes_t5(file: Path) -> bool:
 
 
 def _is_text_to_video(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """An image-to-video transformer takes more channels than it predicts."""
-    return HEAD in shapes and shapes[HEAD][0] == math.prod(shapes[PATCHES][1:])
+    """Whether this is a transformer that takes as many channels as it predicts; image-to-video takes more."""
+    return {PATCHES, HEAD} <= set(shapes) and shapes[HEAD][0] == math.prod(shapes[PATCHES][1:])
+
+
+KINDS = {  # of parts, by their tensors
+    "transformer": _is_text_to_video,
+    "VAE": {RESNET.format(0, 0)}.issubset,
+}

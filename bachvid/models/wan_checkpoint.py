@@ -86,8 +86,9 @@ class WanCheckpoint(Checkpoint):
     def text_length(self) -> int:
         if self.layout == "original":
             return LONGEST_TEXT
-        values = read_json(self.text_path / "tokenizer" / "tokenizer_config.json")
-        return min(int(values.get("model_max_length", LONGEST_TEXT)), LONGEST_TEXT)
+        file = self.text_path / "tokenizer" / "tokenizer_config.json"
+        told = read_json(file).get("model_max_length") if file.is_file() else None
+        return min(int(told or LONGEST_TEXT), LONGEST_TEXT)
 
     @property
     def trained_dtype(self) -> torch.dtype:

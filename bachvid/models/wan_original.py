@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,26 @@ from bachvid.models.layouts import Layout
 from bachvid.models.text import Tokenizer, WanTextEncoder, load_encoder
 from bachvid.models.wan import CHECKPOINTS, WanConfig
 from bachvid.models.wan_vae import WanVAEConfig
-from bachvid.models.weights import PICKLED, SAFE, Weights, WeightsError, count, only, read_json
+from bachvid.models.weights import (
+    PICKLED,
+    SAFE,
+    Weights,
+    WeightsError,
+    count,
+    files_in,
+    find_kinds,
+    only,
+    read_json,
+)
 
-PATCHES = "patch_embedding.weight"  # a transformer has these two,
-QUERY = "blocks.0.self_attn.q.weight"
-RESIDUAL = "encoder.downsamples.0.residual.0.gamma"  # a VAE this
-TOKENS = "token_embedding.weight"  # and a text encoder this
+PATCHES = "patch_embedding.weight"
+TOKENS = "token_embedding.weight"
+KINDS = {  # of parts, by tensors that they have
+    "transformer": {PATCHES, "blocks.0.self_attn.q.weight"}.issubset,
+    "VAE": {"encoder.downsamples.0.residual.0.gamma"}.issubset,
+    "UMT5": {TOKENS}.issubset,
+}
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # in the names of files that are one set of weights together
 
 SCHEDULER = {  # what the release's own program samples with
     "_class_name": "UniPCMultistepScheduler",
@@ -58,22 +73,22 @@ class Parts(NamedTuple):
 
 def find_parts(folder: Path) -> Parts | None:
     """The parts of a text-to-video Wan, at most two levels down, by contents; None without a transformer."""
-    transformers, vaes, texts = [], [], []
-    for path in _sets_of_weights(folder):
-        shapes = Weights(path).shapes
-        if PATCHES in shapes and QUERY in shapes:
-            transformers.append(path)
-        elif RESIDUAL in shapes:
-            vaes.append(path)
-        elif TOKENS in shapes:
-            texts.append(path)
-    if not transformers:
+    found = find_kinds(_sets_of_weights(folder), KINDS)
+    if not found["transformer"]:
         return None
-    transformer, vae, text = (
-        only(found, what, folder)
-        for found, what in ((transformers, "transformer"), (vaes, "VAE"), (texts, "UMT5"))
-    )
+    reject_pair(folder, found["transformer"])
+    transformer = only(found["transformer"], "transformer", folder, "the release's")
+    transformer_config(transformer)  # of image-to-video it is told first, before that any part is missing
+    vae = only(found["VAE"], "VAE", folder, "Wan2.1_VAE.pth")
+    text = only(found["UMT5"], "UMT5", folder, "models_t5_umt5-xxl-enc-bf16.pth")
     return Parts(transformer, vae, text, _tokenizer_beside(text))
+
+
+def reject_pair(folder: Path, transformers: Sequence[Path]) -> None:
+    """Raise WeightsError for Wan2.2's denoisers, or one of the two: inside, it looks like a Wan2.1."""
+    names = {part for path in transformers for part in path.relative_to(folder).parts} | {folder.name}
+    if half := names & {"high_noise_model", "low_noise_model"}:
+        raise WeightsError(f"{folder} is a Wan2.2 ({min(half)}), which has two denoisers; give a Wan2.1")
 
 
 def transformer_config(path: Path) -> WanConfig:
@@ -156,13 +171,14 @@ def load_text(path: Path, length: int, dtype: torch.dtype, device: torch.device 
 def _sets_of_weights(folder: Path) -> Iterator[Path]:
     """Every pickled file, every safetensors file that stands alone, and every folder of shards."""
     for inside in (folder, *sorted(path for path in folder.glob("*/") if path.is_dir())):
-        safe = sorted(path for path in inside.iterdir() if path.suffix in SAFE)
-        yield from [inside] if list(inside.glob("*.index.json")) else safe
-        yield from sorted(path for path in inside.iterdir() if path.suffix in PICKLED)
+        safe = files_in(inside, SAFE)
+        sharded = list(inside.glob("*.index.json")) or any(SHARD.search(file.name) for file in safe)
+        yield from [inside] if sharded else safe
+        yield from files_in(inside, PICKLED)
 
 
 def _tokenizer_beside(text: Path) -> Path:
     """The folder with the tokenizer, at or below the one that holds the text encoder."""
     names = ("spiece.model", "tokenizer.json")
     found = sorted({path.parent for name in names for path in text.parent.rglob(name)})
-    return only(found, "tokenizer", text.parent)
+    return only(found, "tokenizer", text.parent, "google/umt5-xxl of the release")

@@ -20,6 +20,7 @@ from bachvid.models.layouts import SAME, Layout, Rows
 SAFE = (".safetensors",)
 PICKLED = (".pt", ".pth", ".bin")
 WRAPPERS = ("module", "model", "state_dict")  # what training frameworks wrap the tensors in
+QUANTISED = re.compile(r"scale_weight|weight_scale|scale_input|scaled_fp8|absmax|quant_")  # names of scales
 PREFIX = "model.diffusion_model."  # and put before their names
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -117,10 +118,38 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
             raise WeightsError(f"{path} has more than one index: {_some(f.name for f in indices)}; keep one")
         if indices:
             return _shards(indices[0])
-        files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
-        if files:
+        if files := files_in(path, suffixes):
             return dict.fromkeys(files)
     raise WeightsError(f"{path} holds no {' '.join(SAFE + PICKLED)} file; fetch the checkpoint again")
+
+
+def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    """The files with one of these endings, but for hidden ones, which downloads and file systems leave."""
+    found = sorted(folder.iterdir())
+    return [file for file in found if file.suffix in suffixes and not file.name.startswith(".")]
+
+
+def find_kinds(
+    paths: Iterable[Path], kinds: Mapping[str, Callable[[Mapping[str, tuple[int, ...]]], bool]]
+) -> dict[str, list[Path]]:
+    """The sets of weights that are of each kind, which is told by the names and shapes of their tensors.
+
+    Files that cannot be read may be anybody's, such as an optimizer's. Only where some kinds are found and
+    others are not, the first of them is thought to be what is missing, and its WeightsError is raised.
+    """
+    found: dict[str, list[Path]] = {kind: [] for kind in kinds}
+    unread = []
+    for path in paths:
+        try:
+            shapes = Weights(path).shapes
+        except WeightsError as error:
+            unread.append(error)
+            continue
+        if kind := next((kind for kind, fits in kinds.items() if fits(shapes)), None):
+            found[kind].append(path)
+    if unread and any(found.values()) and not all(found.values()):
+        raise unread[0]
+    return found
 
 
 def _shards(index: Path) -> dict[Path, set[str] | None]:
@@ -150,7 +179,9 @@ def _safetensors(file: Path) -> Iterator[tuple[str, _Stored]]:
 
 def _pickled(file: Path) -> Iterator[tuple[str, _Stored]]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with file.open("rb") as opened:
+            mapped = opened.read(2) == b"PK"  # PyTorch's older format, which is no archive, cannot be
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{file} holds more than tensors, and could run code, so it stays shut; save it as .safetensors"
@@ -166,6 +197,8 @@ def _pickled(file: Path) -> Iterator[tuple[str, _Stored]]:
 
 
 def _damaged(file: Path, error: Exception) -> str:
+    if not file.exists():
+        return _nowhere(file)
     with file.open("rb") as opened:
         if opened.read(19) == b"version https://git":
             return f"{file} is a pointer to a large file, not the file; run `git lfs pull` in {file.parent}"
@@ -173,10 +206,24 @@ def _damaged(file: Path, error: Exception) -> str:
     return f"{file} ({file.stat().st_size:,} bytes) cannot be read: {reason}; fetch it again"
 
 
+def _nowhere(file: Path) -> str:
+    """What to do about a file that is not there, though there may be a link to it."""
+    if file.is_symlink():
+        return (
+            f"{file} is a link to {file.readlink()}, which is not there; copy the checkpoint with what "
+            "its links lead to (cp -rL), or fetch it again"
+        )
+    return f"{file} is missing; fetch the checkpoint again"
+
+
 def _check_names(weights: Weights, wanted: set[str], layout: Layout) -> None:
     stored = {name for name in weights.shapes if layout.keeps(name)}
     missing, extra = wanted - stored, stored - wanted
     if missing or extra:
+        if scales := {name for name in extra if QUANTISED.search(name)}:
+            raise WeightsError(
+                f"{weights.path} is quantised (it has {_some(scales)}); give the weights as they were before"
+            )
         what = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(extra)} too many"] * bool(extra)
         raise WeightsError(
             f"{weights.path} does not fit its config: it {' and '.join(what)}; take both from one download"
@@ -204,10 +251,12 @@ def count(pattern: str, names: Mapping[str, object]) -> int:
     return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=-1)
 
 
-def only(found: list[Path], what: str, folder: Path) -> Path:
-    """The one path that was found; WeightsError if there is none, or more."""
-    if len(found) != 1:
-        names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
+def only(found: list[Path], what: str, folder: Path, from_where: str) -> Path:
+    """The one path that was found; WeightsError if there is none, which says what to fetch, or more."""
+    if not found:
+        raise WeightsError(f"{folder} holds no {what}; put {from_where} there")
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
         raise WeightsError(f"{folder} must hold one {what}, and there is {names}; keep the one you want")
     return found[0]
 
@@ -217,7 +266,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise WeightsError(f"{file} is missing; fetch the checkpoint again") from error
+        raise WeightsError(_nowhere(file)) from error
     except ValueError as error:
         raise WeightsError(f"{file} is not JSON ({error}); fetch it again") from error
     if not isinstance(values, dict):
