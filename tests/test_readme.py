@@ -65,6 +65,13 @@ def test_every_file_of_the_tree_exists(readme: str) -> None:
     assert not missing, "\n".join(missing)
 
 
+@pytest.mark.parametrize("part", ["method", "sampling"])
+def test_the_tree_names_every_file_of_what_is_to_be_read(readme: str, part: str) -> None:
+    there = {path.name for path in (ROOT / "bachvid" / part).glob("[a-z]*.py")}
+    named = set(re.findall(r"\w+\.py", "".join(BLOCK.findall(readme))))
+    assert not there - named, f"not in README.md's tree: {', '.join(sorted(there - named))}"
+
+
 def commands(readme: str) -> Iterator[list[str]]:
     """Every `make`, `bachvid` and `python -m bachvid` command, as words, without prompt and variables."""
     lines = [line for block in BLOCK.findall(readme) for line in block.replace("\\\n", " ").splitlines()]

@@ -1,4 +1,4 @@
-"""Where tokens attend, and how: the page to read first.
+"""Where tokens attend, and how: to be read before either denoiser.
 
 An attention layer is three stages, project -> attend -> merge, and the middle one is an argument. A model's
 forward takes `attend_at`, a mapping from a `Site` to an `Attend`; a site that is absent attends plainly.

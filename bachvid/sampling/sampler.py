@@ -24,7 +24,8 @@ class Sampler:
 def read_sampler(config: Mapping[str, Any], steps: int) -> Sampler:
     """The sampler that a diffusers `scheduler_config.json` describes, for a run of `steps` steps.
 
-    A setting that is missing has diffusers' default; a class or setting not built here raises ValueError.
+    A setting that is missing has diffusers' default, and one that nobody here knows may be there if it is off
+    (None or False); a class or setting not built here raises ValueError.
     To sample with another solver than the shipped one, name its class: {**config, "_class_name": ...}. The
     flow schedulers know one more setting, which is ours: "sigma_rule", one of `flow_schedule.RULES`.
     """
@@ -37,15 +38,14 @@ def read_sampler(config: Mapping[str, Any], steps: int) -> Sampler:
     solver = SOLVERS[name]
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
     readable = dict.fromkeys((*solver.arguments, *solver.limited, *solver.without_effect))
-    if unknown := ", ".join(key for key in settings if key not in readable):
-        raise ValueError(
-            f"scheduler_config.json sets {unknown}, unknown to {name}. Known: {', '.join(readable)}."
-        )
+    if unknown := ", ".join(key for key in settings if settings[key] and key not in readable):
+        raise ValueError(f"scheduler_config.json sets {unknown}, unknown to {name}. Set it to null there.")
     for key, (default, *built) in solver.limited.items():
         if (value := settings.get(key, default)) not in built:
             choice = " or ".join(map(repr, built))
             raise ValueError(
-                f"{key} is {value!r} in scheduler_config.json, but only {choice} is built for {name}."
+                f"{key} is {value!r} in scheduler_config.json, but only {choice} is built for {name}. "
+                "Set it so there, or fetch the checkpoint's current files."
             )
     arguments = {ours: settings[theirs] for theirs, ours in solver.arguments.items() if theirs in settings}
     step = solver.other_steps.get(settings.get("algorithm_type", ""), solver.step)
