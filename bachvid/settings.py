@@ -66,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `Settings`; Wan's and diffusers' spellings are accepted beside ours."""
     flag, switch = parser.add_argument, argparse.BooleanOptionalAction
     flag("--mode", choices=MODES, help="share both, only fg or bg, or nothing (off: vanilla videos)")
-    flag("--source", choices=SOURCES, help="how the identity's keys reach the other videos: lockstep")
-    flag("--seed", "--base_seed", type=int, help="of the noise: 42")
+    flag("--source", choices=SOURCES, help="how the identity's keys reach the others (default: lockstep)")
+    flag("--seed", "--base_seed", type=int, help="seed of the noise (default: 42)")
     flag(
         "--own-noise",
         action="store_true",
@@ -84,7 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="guidance scale",
     )
     flag(
-        "--dynamic-guidance", "--use_dynamic_cfg", action=switch, help="CogVideoX's oscillating guidance: off"
+        "--dynamic-guidance",
+        "--use_dynamic_cfg",
+        action=switch,
+        help="CogVideoX's oscillating scale (default: off)",
     )
     solvers = [name for family in SOLVERS.values() for name in family]
     flag("--solver", "--sample_solver", choices=solvers, help="instead of the checkpoint's own")
@@ -93,9 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample_shift",
         type=float,
         metavar="S",
-        help="of Wan's noise levels: 3 at 480p, 5 at 720p",
+        help="shift of Wan's noise levels: 3 for 480p, 5 for 720p",
     )
-    flag("--negative", "--negative_prompt", metavar="TEXT", help="negative prompt: empty")
+    flag("--negative", "--negative_prompt", metavar="TEXT", help="negative prompt (default: none)")
     flag("--size", metavar="WxH", help="in pixels, such as 720x480")
     flag(
         "--frames",
@@ -105,12 +108,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="8k + 1 of a CogVideoX, 4k + 1 of a Wan; the model's own",
     )
-    flag("--fps", type=int, metavar="N", help="written to the files; the model's own is best")
+    flag("--fps", type=int, metavar="N", help="frames a second of the files (default: the model's own)")
     flag("--preset", metavar="NAME|FILE", help=f"the recipe: {', '.join(PRESETS)}, or a preset.json")
     flag("--dtype", choices=DTYPES, help="of the denoiser")
-    flag("--device", help="cpu, cuda, cuda:1, mps; the fastest there is")
+    flag("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest there is)")
     flag(
-        "--vae-tiling", action=switch, help="decode in tiles, which takes less memory and changes pixels: off"
+        "--vae-tiling",
+        action=switch,
+        help="decode in tiles, slightly differently: less memory (default: off)",
     )
 
 

@@ -73,7 +73,7 @@ def find_stories(args: argparse.Namespace, model: Path) -> list[Story]:
         return read_stories(args.story)
     if (model / "story.txt").is_file():
         return read_stories(model / "story.txt")
-    raise UsageError(f"What shall {model.name} show? Name a story file, or use {', '.join(flags)}.")
+    raise UsageError(f"No story was given for {model.name}. Name a story file, or use {', '.join(flags)}.")
 
 
 def read_stories(path: Path) -> list[Story]:

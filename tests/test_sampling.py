@@ -14,7 +14,7 @@ from torch import Tensor
 from bachvid.sampling.guidance import combine, dynamic, static
 from bachvid.sampling.loop import Row, denoise, start
 from bachvid.sampling.sampler import Sampler, read_sampler
-from bachvid.sampling.schedule import cogvideox_alphas, cogvideox_schedule, trailing_timesteps
+from bachvid.sampling.schedule import cogvideox_alphas_cumprod, cogvideox_schedule, trailing_timesteps
 from bachvid.sampling.step import ddim, dpm_sde_2m
 
 SHAPE = (1, 3, 4, 4, 6)
@@ -86,21 +86,21 @@ def test_timesteps_are_those_of_diffusers_for_every_number_of_steps() -> None:
     [(3.0, [0.997454, 0.946573, 0.09597, 2.7e-5]), (1.0, [0.99915, 0.98101, 0.242359, 8.6e-5])],
 )
 def test_alphas(shift: float, values: list[float]) -> None:
-    alphas = cogvideox_alphas(shift)
-    assert alphas.dtype == torch.float64
+    alphas_cumprod = cogvideox_alphas_cumprod(shift)
+    assert alphas_cumprod.dtype == torch.float64
     assert torch.equal(
-        alphas, CogVideoXDDIMScheduler.from_config(CONFIG, snr_shift_scale=shift).alphas_cumprod
+        alphas_cumprod, CogVideoXDDIMScheduler.from_config(CONFIG, snr_shift_scale=shift).alphas_cumprod
     )
-    assert alphas[[0, 19, 499, 979]].tolist() == pytest.approx(values, abs=6e-7)
-    assert alphas[999] == 0
-    assert (alphas.diff() < 0).all()
+    assert alphas_cumprod[[0, 19, 499, 979]].tolist() == pytest.approx(values, abs=6e-7)
+    assert alphas_cumprod[999] == 0
+    assert (alphas_cumprod.diff() < 0).all()
 
 
 def test_previous_is_a_fixed_stride() -> None:
     schedule = cogvideox_schedule(30)
     assert schedule.timesteps[:3] == (999, 966, 932)
     assert schedule.previous(966) == 933
-    assert schedule.alpha_before(966) == schedule.alphas[933]
+    assert schedule.alpha_before(966) == schedule.alphas_cumprod[933]
     assert schedule.alpha_before(32) == 1
 
 
@@ -140,7 +140,7 @@ def test_a_perfect_model_is_sampled_exactly(solver: Callable, steps: int) -> Non
     sampler = Sampler(cogvideox_schedule(steps), solver)
 
     def know(rows: Sequence[Row], step: int) -> list[Tensor]:
-        alpha = sampler.schedule.alphas[sampler.schedule.timesteps[step]]
+        alpha = sampler.schedule.alphas_cumprod[sampler.schedule.timesteps[step]]
         noise = (rows[0].latents - alpha**0.5 * clean) / (1 - alpha) ** 0.5
         return [alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean]
 
@@ -162,7 +162,7 @@ def test_absent_settings_have_the_defaults_of_diffusers() -> None:
     required = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")  # not diffusers' defaults
     short = {key: CONFIG[key] for key in ("_class_name", *required)}
     scheduler: Any = CogVideoXDDIMScheduler.from_config(short)
-    assert torch.equal(read_sampler(short, 50).schedule.alphas, scheduler.alphas_cumprod)
+    assert torch.equal(read_sampler(short, 50).schedule.alphas_cumprod, scheduler.alphas_cumprod)
     for key in required:
         with pytest.raises(ValueError, match=key):
             read_sampler({k: v for k, v in short.items() if k != key}, 50)
@@ -178,7 +178,7 @@ def test_numbers_of_the_config_are_used() -> None:
     scheduler: Any = CogVideoXDDIMScheduler.from_config(config)
     scheduler.set_timesteps(20)
     schedule = read_sampler(config, 20).schedule
-    assert torch.equal(schedule.alphas, scheduler.alphas_cumprod)
+    assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod)
     assert list(schedule.timesteps) == scheduler.timesteps.tolist()
 
 

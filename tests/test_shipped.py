@@ -52,7 +52,10 @@ def test_a_shipped_model_comes_with_story_preset_and_record(name: str) -> None:
     assert max(*recipe.mask_layers, *recipe.match_layers, *recipe.kv_layers) <= layers
     assert len(story.actions) == 4
     record = json.loads((folder / "training.json").read_text())
-    assert record  # recipe, seed, steps, losses, time, kind of processor
+    assert {"made_by", "date", "seed", "torch", "processor", "videos"} <= set(record)
+    for part in record["parts"].values():
+        assert part["steps"] > 0 and part["minutes"] > 0
+        assert part["recipes"] and part["measured"] and part["curve"]
 
 
 @pytest.mark.parametrize("file", EVIDENCE, ids=lambda file: file.stem)

@@ -338,13 +338,13 @@ def test_an_heir_of_another_shape_is_refused() -> None:
 
 
 def test_noise_and_velocity_give_the_latents_back() -> None:
-    latents, noise, alphas = (
+    latents, noise, alphas_cumprod = (
         torch.randn(3, 1, 2, 4, 4),
         torch.randn(3, 1, 2, 4, 4),
         torch.tensor([1.0, 0.3, 0.0]),
     )
-    noisy, velocity = add_noise(latents, noise, alphas)
-    share = alphas.view(3, 1, 1, 1, 1)
+    noisy, velocity = add_noise(latents, noise, alphas_cumprod)
+    share = alphas_cumprod.view(3, 1, 1, 1, 1)
     torch.testing.assert_close(share.sqrt() * noisy - (1 - share).sqrt() * velocity, latents)
     assert torch.equal(noisy[2], noise[2])
 
@@ -358,8 +358,8 @@ def test_a_lesson_is_what_the_sampler_will_ask() -> None:
     torch.testing.assert_close(noisy - sigma * answer, latents)
     assert torch.equal(noisy[0], latents[0]) and t[1] == pytest.approx(1000 * 3 * 0.4 / 1.8)
     noisy, t, answer = COGVIDEOX.lesson(latents, noise, share)
-    alphas = COGVIDEOX.alphas[t].view(3, 1, 1, 1, 1).float()
-    torch.testing.assert_close(alphas.sqrt() * noisy - (1 - alphas).sqrt() * answer, latents)
+    alphas_cumprod = COGVIDEOX.alphas_cumprod[t].view(3, 1, 1, 1, 1).float()
+    torch.testing.assert_close(alphas_cumprod.sqrt() * noisy - (1 - alphas_cumprod).sqrt() * answer, latents)
     assert t.tolist() == [0, 400, 999]
 
 

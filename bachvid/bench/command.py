@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--steps", type=int, default=6, metavar="N", help="to take in each way, the first to warm up: 6")
     flag("--foreground", type=float, default=0.28, metavar="SHARE", help="of every frame: 0.28")
     flag("--dtype", choices=DTYPES, help="of the denoiser")
-    flag("--device", help="cpu, cuda, cuda:1, mps; the fastest there is")
+    flag("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest there is)")
     flag("--beside-diffusers", action="store_true", help="also time diffusers' pipeline of the same weights")
     flag("--out", type=Path, metavar="FILE.json", help="where to write the results")
 

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--vital-layers", type=int, metavar="N", help="for --vital top; the paper's share, 15 of 42")
     add_truth(parser)
     flag("--dtype", choices=DTYPES, help="of the denoiser")
-    flag("--device", help="cpu, cuda, cuda:1, mps; the fastest there is")
+    flag("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest there is)")
     flag("--plan", action="store_true", help="only say what it will cost")
     assumed = ", ".join(f"{value:g} on {device}" for device, value in TFLOPS.items())
     flag("--tflops", type=float, metavar="X", help=f"that the device makes, for the plan: {assumed}")
@@ -189,7 +189,8 @@ def find_groups(args: argparse.Namespace, folder: Path) -> list[list[Parts]]:
         return groups
     if not is_of_stage(folder):
         raise UsageError(
-            f"What shall {folder.name} show? Name a file of background#character#action lines: --stories."
+            f"No stories were given for {folder.name}. Name a file of them, background#character#action "
+            "lines: --stories."
         )
     rng = random.Random(f"calibrate {args.seed}")
     invented = (sample_group(rng, args.prompts, held_out=False) for _ in range(args.groups))

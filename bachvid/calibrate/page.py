@@ -28,7 +28,7 @@ HEADINGS = {  # of what the JSON files in `figures` tell
     "acts": "Do the chosen layers act?",
 }
 PLOTLESS = 'Numbers stand here where plots would: matplotlib was not there (pip install "bachvid[plots]").'
-TICKS = "Grey lines, and the ticks under the colours, are what comes without looking."
+TICKS = "Grey lines, and the ticks under the colours, are the trivial baselines."
 CAPTIONS = {  # of plots and pictures, by where they stand
     (
         "mask",

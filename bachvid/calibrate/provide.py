@@ -53,8 +53,8 @@ def find_truth(
         return StageTruth(), StageJudge() if judged else None
     if not judged and args.vital != "all":
         raise UsageError(
-            "Who shall say how good a video looks? Name the LAION aesthetic predictor's file, --aesthetic "
-            "sa_0_4_vit_l_14_linear.pth, or let all layers lend: --vital all."
+            "There is no judge of how good a video looks. Name the LAION aesthetic predictor's file, "
+            "--aesthetic sa_0_4_vit_l_14_linear.pth, or let all layers lend: --vital all."
         )
     dinov2 = cache(lambda: Dinov2(args.dinov2, device))
     truth = Consensus() if kind == "self" else vision_truth(args, kind, device, dinov2)

@@ -29,7 +29,7 @@ class Alongside:
         self.sites = recipe.kv_sites
 
     def at(self, step: int, negative: Tensor | None) -> tuple[list[Pass], Lend]:
-        """The pass that goes first, for the prompt or the negative one, and what can be borrowed behind it.
+        """The pass that goes first, for the prompt or the negative one, and what can be borrowed after it.
 
         Where the identity's next latents are known already, it goes no further than the last vital layer.
         """

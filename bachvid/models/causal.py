@@ -45,7 +45,7 @@ class History:
         return conv in self._last
 
     def extend(self, conv: CausalConv3d, x: Tensor) -> Tensor:
-        """The chunk x (B, C, T, H, W) behind the `conv.reach` frames before it; keeps its own last ones."""
+        """The chunk x (B, C, T, H, W) after the `conv.reach` frames before it; keeps its own last ones."""
         if conv not in self:
             self.begin(conv, x)
         x = torch.cat((self._last[conv], x), dim=2)

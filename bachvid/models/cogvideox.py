@@ -175,7 +175,7 @@ class CogVideoX(nn.Module):
         return Stream(text, video, time, freqs, grid)
 
     def finish(self, stream: Stream) -> Tensor:
-        """v prediction from the stream behind the last block."""
+        """The v prediction, from the stream after the last block."""
         x = self.head_norm(self.norm(stream.video), stream.time)  # B N C
         return self._unpatch(self.head(x), stream.grid)
 

@@ -117,9 +117,9 @@ WAN_2_1 = WanVAEConfig(
 class WanVAE(nn.Module):
     """Encodes videos and decodes latents; nothing of one call is left for the next.
 
-    `chunk_frames` latent frames pass at a time, behind the first frame alone: the more, the more memory, and
-    the same results up to rounding. If it is not given: one at 480 x 832 pixels, as always in diffusers, and
-    as many more as pictures are smaller; it takes no more memory, and small ones pass whole, which is faster.
+    The first frame passes alone, then `chunk_frames` latent frames at a time: more need more memory and give
+    the same result up to rounding. The default is one at 480 x 832 pixels, as in diffusers, and
+    proportionally more for smaller pictures, which takes no more memory and is faster.
 
     With `tiling`, pictures larger than 256 pixels go tile by tile: less memory, and slightly other results,
     since a tile does not see what is around it. With `slicing`, samples go one by one: less memory, same

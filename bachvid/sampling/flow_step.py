@@ -64,7 +64,7 @@ def dpm_flow_2m(
     h = schedule.half_log_snr(step + 1) - schedule.half_log_snr(step)
     renew = (1 - sigma_next) * (1 - (-h).exp())  # not expm1, which rounds differently
     moved = sigma_next / sigma * latents.float() + renew * clean
-    moved = moved + renew * _bend(schedule, step, h, clean, past)
+    moved = moved + renew * _second_order(schedule, step, h, clean, past)
     return moved.to(clean.dtype), clean
 
 
@@ -88,7 +88,7 @@ def dpm_flow_sde_2m(
     renewed = 1 - (-2 * h).exp()
     renew = (1 - sigma_next) * renewed
     moved = (sigma_next / sigma * (-h).exp()) * latents.float() + renew * clean
-    moved = moved + renew * _bend(schedule, step, h, clean, past)
+    moved = moved + renew * _second_order(schedule, step, h, clean, past)
     fresh = noise(latents.shape, generator, torch.float32, latents.device)
     return (moved + sigma_next * renewed.sqrt() * fresh).to(clean.dtype), clean
 
@@ -111,7 +111,7 @@ def flow_euler(
 
 def _predicted(schedule: FlowSchedule, step: int, now: UniPCPast) -> Tensor:
     """UniP: the latents after `step`, from the clean estimates up to its beginning."""
-    h, keep, renew = _leg(schedule, step)
+    h, keep, renew = _first_order(schedule, step)
     latents = keep * now.latents - renew * now.clean
     if now.older is not None and step + 1 < schedule.steps:
         before = (now.older - now.clean) / _ratio(schedule, step, h)
@@ -121,25 +121,27 @@ def _predicted(schedule: FlowSchedule, step: int, now: UniPCPast) -> Tensor:
 
 def _corrected(schedule: FlowSchedule, step: int, past: UniPCPast, clean: Tensor) -> Tensor:
     """UniC: the latents after `step`, knowing the clean estimate that was then made there."""
-    h, keep, renew = _leg(schedule, step)
+    h, keep, renew = _first_order(schedule, step)
     latents = keep * past.latents - renew * past.clean
     after = clean - past.clean
     if past.older is None:
         return (latents - renew * (0.5 * after)).to(past.latents.dtype)
     ratio = _ratio(schedule, step, h)
     before = (past.older - past.clean) / ratio
-    of_before, of_after = _weights(h, ratio).to(past.latents.dtype).tolist()
+    of_before, of_after = _corrector_weights(h, ratio).to(past.latents.dtype).tolist()
     return (latents - renew * (of_before * before + of_after * after)).to(past.latents.dtype)
 
 
-def _leg(schedule: FlowSchedule, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def _first_order(schedule: FlowSchedule, step: int) -> tuple[Tensor, Tensor, Tensor]:
     """How far `step` leads in half log-SNR, and the factors of latents and clean estimate in first order."""
     sigma, sigma_next = schedule.sigma(step), schedule.sigma(step + 1)
     h = schedule.half_log_snr(step + 1) - schedule.half_log_snr(step)
     return h, sigma_next / sigma, (1 - sigma_next) * torch.expm1(-h)
 
 
-def _bend(schedule: FlowSchedule, step: int, h: Tensor, clean: Tensor, past: Tensor | None) -> Tensor | float:
+def _second_order(
+    schedule: FlowSchedule, step: int, h: Tensor, clean: Tensor, past: Tensor | None
+) -> Tensor | float:
     """What the second order adds to DPM-Solver++'s clean estimate; 0 without a past and in the last step."""
     if past is None or step + 1 == schedule.steps:
         return 0.0
@@ -151,7 +153,7 @@ def _ratio(schedule: FlowSchedule, step: int, h: Tensor) -> Tensor:
     return (schedule.half_log_snr(step - 1) - schedule.half_log_snr(step)) / h
 
 
-def _weights(h: Tensor, ratio: Tensor) -> Tensor:
+def _corrector_weights(h: Tensor, ratio: Tensor) -> Tensor:
     """The weights (2,) of UniC's two differences: exact where clean estimates are quadratic in log-SNR."""
     one = torch.ones_like(h)
     growth = torch.expm1(-h)

@@ -22,11 +22,11 @@ class Schedule(Protocol):
 class CogVideoXSchedule:
     """The noise levels a CogVideoX was trained on, and the timesteps at which one run visits them.
 
-    `alphas[t]` is the share of signal variance at training timestep t: about 1 at t = 0, exactly 0 at last.
-    Its entries are 0-dim float64 tensors: precise, yet they do not promote the latents they multiply.
+    `alphas_cumprod[t]` is the share of signal variance at training timestep t: about 1 at t = 0, exactly 0 at
+    last. Its entries are 0-dim float64 tensors: precise, yet they do not promote the latents they multiply.
     """
 
-    alphas: Tensor  # (train_steps,) float64, falling
+    alphas_cumprod: Tensor  # (train_steps,) float64, falling
     timesteps: tuple[int, ...]  # falling; the timestep the model is told at each step
     steps: int  # as asked for; `timesteps` may hold a stray one more
 
@@ -35,12 +35,12 @@ class CogVideoXSchedule:
 
         It is t - train_steps // steps: not the next list entry where steps does not divide train_steps.
         """
-        return t - len(self.alphas) // self.steps
+        return t - len(self.alphas_cumprod) // self.steps
 
     def alpha_before(self, t: int) -> Tensor:
-        """The signal share a step from t arrives at: `alphas[previous(t)]`, or 1 for clean latents."""
+        """The signal share that a step from t arrives at: 1 for clean latents."""
         previous = self.previous(t)
-        return self.alphas[previous] if previous >= 0 else torch.ones((), dtype=self.alphas.dtype)
+        return self.alphas_cumprod[previous] if previous >= 0 else self.alphas_cumprod.new_ones(())
 
 
 def cogvideox_schedule(
@@ -52,12 +52,12 @@ def cogvideox_schedule(
 ) -> CogVideoXSchedule:
     """The schedule of a run of `steps` steps, agreeing with diffusers' two CogVideoX schedulers.
 
-    A number of steps that divides 1000 is best. Many others (6, 7, 11, 13, ...) end at `alphas[0]`, a hair
-    before clean latents, as they do in diffusers.
+    A number of steps that divides 1000 is best. Many others (6, 7, 11, 13, ...) end at `alphas_cumprod[0]`,
+    a hair before clean latents, as they do in diffusers.
     """
     check_steps(steps, train_steps)
-    alphas = cogvideox_alphas(snr_shift, beta_start, beta_end, train_steps)
-    return CogVideoXSchedule(alphas, trailing_timesteps(steps, train_steps), steps)
+    alphas_cumprod = cogvideox_alphas_cumprod(snr_shift, beta_start, beta_end, train_steps)
+    return CogVideoXSchedule(alphas_cumprod, trailing_timesteps(steps, train_steps), steps)
 
 
 def check_steps(steps: int, train_steps: int) -> None:
@@ -66,7 +66,7 @@ def check_steps(steps: int, train_steps: int) -> None:
         raise ValueError(f"A run cannot have {steps} steps. Choose 1 to {train_steps}; 50 is usual.")
 
 
-def cogvideox_alphas(
+def cogvideox_alphas_cumprod(
     snr_shift: float = 1.0, beta_start: float = 0.00085, beta_end: float = 0.012, train_steps: int = 1000
 ) -> Tensor:
     """The share of signal variance at every training timestep, (train_steps,) float64.
@@ -76,10 +76,10 @@ def cogvideox_alphas(
     algorithm 1; CogVideoX stretches after the shift).
     """
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, train_steps, dtype=torch.float64) ** 2
-    alphas = torch.cumprod(1.0 - betas, dim=0)
-    alphas = alphas / (snr_shift + (1 - snr_shift) * alphas)
+    alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+    alphas_cumprod = alphas_cumprod / (snr_shift + (1 - snr_shift) * alphas_cumprod)
 
-    roots = alphas.sqrt()
+    roots = alphas_cumprod.sqrt()
     first, last = roots[0], roots[-1]
     roots = (roots - last) * (first / (first - last))
     return roots**2

@@ -32,7 +32,7 @@ def ddim(
     Song et al., arXiv 2010.02502, equation 12 with sigma = 0; agrees with CogVideoXDDIMScheduler.
     """
     t = schedule.timesteps[step]
-    alpha, alpha_next = schedule.alphas[t], schedule.alpha_before(t)
+    alpha, alpha_next = schedule.alphas_cumprod[t], schedule.alpha_before(t)
     clean = estimate_clean(latents, prediction, alpha)
 
     keep = ((1 - alpha_next) / (1 - alpha)) ** 0.5
@@ -54,7 +54,7 @@ def dpm_sde_2m(
     estimate of the step before. The first step and one that ends at clean latents are of first order.
     """
     t = schedule.timesteps[step]
-    alpha, alpha_next = schedule.alphas[t], schedule.alpha_before(t)
+    alpha, alpha_next = schedule.alphas_cumprod[t], schedule.alpha_before(t)
     clean = estimate_clean(latents, prediction, alpha)
 
     # The log-SNR is infinite at either end of the schedule. What is made of it comes out finite there only
@@ -67,7 +67,7 @@ def dpm_sde_2m(
 
     target = clean
     if past is not None and schedule.previous(t) >= 0:
-        ratio = (log_snr - _half_log_snr(schedule.alphas[schedule.timesteps[step - 1]])) / h
+        ratio = (log_snr - _half_log_snr(schedule.alphas_cumprod[schedule.timesteps[step - 1]])) / h
         target = (1 + 1 / (2 * ratio)) * clean - 1 / (2 * ratio) * past
         # diffusers also takes the first-order step, noise and all, and throws it away: its draw must be made.
         noise(latents.shape, generator, latents.dtype, latents.device)

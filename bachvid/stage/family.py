@@ -18,7 +18,7 @@ from bachvid.models.wan import Block, Wan, WanConfig
 from bachvid.models.wan_vae import WanVAE, WanVAEConfig
 from bachvid.models.wan_vae_layers import Residual
 from bachvid.sampling.flow_schedule import shifted
-from bachvid.sampling.schedule import cogvideox_alphas
+from bachvid.sampling.schedule import cogvideox_alphas_cumprod
 
 AnyVAE = CogVideoXVAE | WanVAE
 AnyDiT = CogVideoX | Wan
@@ -74,7 +74,7 @@ class CogVideoXFamily(Family):
     reads_text = "joint"
 
     def __init__(self) -> None:
-        self.alphas = cogvideox_alphas()
+        self.alphas_cumprod = cogvideox_alphas_cumprod()
 
     @torch.no_grad()
     def vae(self, config: CogVideoXVAEConfig) -> CogVideoXVAE:
@@ -97,8 +97,8 @@ class CogVideoXFamily(Family):
         return model
 
     def lesson(self, latents: Tensor, noise: Tensor, share: Tensor) -> Lesson:
-        t = (share * len(self.alphas)).long()
-        noisy, velocity = add_noise(latents, noise, self.alphas.to(latents.device)[t])
+        t = (share * len(self.alphas_cumprod)).long()
+        noisy, velocity = add_noise(latents, noise, self.alphas_cumprod.to(latents.device)[t])
         return Lesson(noisy, t, velocity)
 
 
@@ -158,10 +158,10 @@ def family_of(config: Any) -> Family:
     return WAN if isinstance(config, WanConfig | WanVAEConfig) else COGVIDEOX
 
 
-def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
     """Noisy latents and the velocity to predict, both (B, ...) like latents, at signal shares (B,)."""
-    alphas = alphas.view(-1, *[1] * (latents.ndim - 1))
-    signal, spread = alphas.sqrt().to(latents.dtype), (1 - alphas).sqrt().to(latents.dtype)
+    alphas_cumprod = alphas_cumprod.view(-1, *[1] * (latents.ndim - 1))
+    signal, spread = alphas_cumprod.sqrt().to(latents.dtype), (1 - alphas_cumprod).sqrt().to(latents.dtype)
     return signal * latents + spread * noise, signal * noise - spread * latents
 
 
