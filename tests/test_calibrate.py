@@ -25,7 +25,7 @@ from bachvid.calibrate.profile import (
     random_mse,
     same_place_scores,
 )
-from bachvid.calibrate.truth import Watched
+from bachvid.calibrate.truth import SeenGroup
 from bachvid.calibrate.vital import made_without, without
 from bachvid.evaluate.studio import Studio
 from bachvid.method.denoiser import Denoiser, Prompt
@@ -212,7 +212,7 @@ def test_layers_and_later_steps_agree_on_masks_however_loud_single_ones_are() ->
     scores[..., mute, 1, :] = 1.0  # the loudest layer cannot tell
     partner = torch.arange(24).expand(1, 4, 3, 24).int()
     observed = Observed((scores * loud).half(), partner, torch.zeros(()))
-    known = Consensus().of(Watched(observed, iter(())), Grid(2, 3, 4))
+    known = Consensus().of(SeenGroup(observed, iter(())), Grid(2, 3, 4))
     assert torch.equal(known.masks, shown)
     still = torch.arange(24).view(24, 1).expand(24, 2)
     own_frame = torch.arange(24)[:, None] // 12 == torch.arange(2)

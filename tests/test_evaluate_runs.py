@@ -20,7 +20,7 @@ from bachvid.evaluate.metrics import TOKEN
 from bachvid.evaluate.plans import OPTIONS, PLANS, Ranking, Subject, windows
 from bachvid.evaluate.quality import borrowed
 from bachvid.evaluate.runs import Method, draw_layers, mislead, oracle, shuffled, tell_truth
-from bachvid.evaluate.stage import Scene, read
+from bachvid.evaluate.scene import Scene, read
 from bachvid.evaluate.studio import Studio, pre_run, together
 from bachvid.method.frame import FrameVideo
 from bachvid.method.group import Group, vanilla

@@ -16,7 +16,7 @@ from torch import Tensor
 from bachvid.calibrate.observe import Observed, fused_partners, observe
 from bachvid.calibrate.profile import Array, MatchScores, by_movement, fused_ious, match_scores
 from bachvid.calibrate.select import Layers
-from bachvid.calibrate.truth import Judge, Judged, Truth, Video, Watched
+from bachvid.calibrate.truth import Judge, Judged, SeenGroup, Truth, Video
 from bachvid.calibrate.vital import change, made_without
 from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.studio import Studio, pre_run, together
@@ -29,7 +29,7 @@ from bachvid.pictures.frames import Frames
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class ObservedGroup:
     """What was seen of one group's vanilla videos, and what is true of them, in tokens."""
 
     observed: Observed
@@ -87,14 +87,14 @@ class Analysis:
                     Video(f"{number:03}-{n}", self.studio.develop(latents), parts)
                     for n, (latents, parts) in enumerate(zip(ends, story, strict=True))
                 )
-                save(self.truth.of(Watched(observed, videos), grid)._asdict(), path)
+                save(self.truth.of(SeenGroup(observed, videos), grid)._asdict(), path)
             yield number
 
-    def groups(self) -> Iterator[Group]:
+    def groups(self) -> Iterator[ObservedGroup]:
         """All groups, one after another from disk."""
         for number in range(len(self.stories)):
             seen, true = (load_file(self._path(kind, number)) for kind in ("groups", "truth"))
-            yield Group(Observed(**seen), **true)
+            yield ObservedGroup(Observed(**seen), **true)
 
     def fused_ious(self, layers: Layers) -> Array:
         """IoU (V, S) of the masks that these layers make together, of all videos."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bachvid.calibrate.truth import Known, Watched
+from bachvid.calibrate.truth import Known, SeenGroup
 from bachvid.method.mask import foreground
 from bachvid.models.grid import Grid
 
@@ -20,7 +20,7 @@ class Consensus:
 
     about = "the model's own consensus (self-consistency)"
 
-    def of(self, group: Watched, grid: Grid) -> Known:
+    def of(self, group: SeenGroup, grid: Grid) -> Known:
         late = group.observed.partner.shape[1] // 2
         masks = agreed_masks(group.observed.scores[:, late:])
         votes = group.observed.partner[:, late:].long().flatten(1, 2)  # V-1 votes N

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from bachvid.calibrate.analysis import Analysis, Group
+from bachvid.calibrate.analysis import Analysis, ObservedGroup
 from bachvid.calibrate.procedure import Found
 from bachvid.calibrate.profile import same_place_scores
 from bachvid.calibrate.select import Layers, Selection
@@ -42,7 +42,7 @@ def make_gallery(analysis: Analysis, found: Found) -> Mapping[str, Frames]:
     return pictures
 
 
-def most_moved(analysis: Analysis) -> tuple[int, Group]:
+def most_moved(analysis: Analysis) -> tuple[int, ObservedGroup]:
     """The group in whose first pair the same places are farthest apart, and its number."""
     grid = analysis.studio.grid()
     moved = [same_place_scores(group.partners[:1], grid).mse[0] for group in analysis.groups()]
@@ -50,7 +50,9 @@ def most_moved(analysis: Analysis) -> tuple[int, Group]:
     return number, next(islice(analysis.groups(), number, None))
 
 
-def mask_rows(group: Group, selection: Selection, grid: Sequence[int], split: Split) -> dict[str, Tensor]:
+def mask_rows(
+    group: ObservedGroup, selection: Selection, grid: Sequence[int], split: Split
+) -> dict[str, Tensor]:
     """Masks (steps, T, h, w) of the frame video by some single layers, by all, and by the chosen ones."""
     scores = group.observed.scores[1, steps_of(group, selection)].float()  # S L 2 N
     rows = {f"layer {n}": scores[:, n - 1] for n in single_layers(selection, scores.shape[1])}
@@ -59,7 +61,7 @@ def mask_rows(group: Group, selection: Selection, grid: Sequence[int], split: Sp
     return {name: foreground(row.movedim(1, 0), split).view(-1, *grid) for name, row in rows.items()}
 
 
-def match_rows(group: Group, selection: Selection, fused: Tensor) -> dict[str, Tensor]:
+def match_rows(group: ObservedGroup, selection: Selection, fused: Tensor) -> dict[str, Tensor]:
     """Partners (steps, N) of the first frame video by some single layers, and by the chosen (1, S, N)."""
     steps, partner = steps_of(group, selection), group.observed.partner[0]
     layers = single_layers(selection, partner.shape[1])
@@ -67,7 +69,7 @@ def match_rows(group: Group, selection: Selection, fused: Tensor) -> dict[str, T
     return {**rows, "chosen": fused[0, steps].long()}
 
 
-def steps_of(group: Group, selection: Selection) -> list[int]:
+def steps_of(group: ObservedGroup, selection: Selection) -> list[int]:
     """Steps at equal distances, tau among them."""
     last = group.observed.scores.shape[1] - 1
     even = {round(n) for n in np.linspace(0, last, COLUMNS - 1)}

@@ -36,7 +36,7 @@ class Video(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class SeenGroup:
     """A group of vanilla videos, the identity first: what was observed as they came about, and themselves."""
 
     observed: Observed
@@ -55,7 +55,7 @@ class Truth(Protocol):
 
     about: str
 
-    def of(self, group: Watched, grid: Grid) -> Known: ...
+    def of(self, group: SeenGroup, grid: Grid) -> Known: ...
 
 
 class Eyes(ABC):
@@ -72,7 +72,7 @@ class Eyes(ABC):
         One in every latent frame, (N, T) int64; -1 where there is none or nobody knows.
         """
 
-    def of(self, group: Watched, grid: Grid) -> Known:
+    def of(self, group: SeenGroup, grid: Grid) -> Known:
         seen = [self.see(*video) for video in group.videos]
         masks = torch.stack([seen_tokens(each, grid) for each in seen])
         return Known(masks, torch.stack([self.partners(frame, seen[0], grid) for frame in seen[1:]]))

@@ -21,7 +21,7 @@ from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.plans import PAPER_STEPS, PLANS, Plan, Ranking, Subject
 from bachvid.evaluate.report import report
 from bachvid.evaluate.runs import Run
-from bachvid.evaluate.stage import measure_group
+from bachvid.evaluate.scene import measure_group
 from bachvid.evaluate.studio import Studio, is_of_stage, timesteps_of
 from bachvid.method.identity import fingerprint
 from bachvid.method.recipe import own_recipe

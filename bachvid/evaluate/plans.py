@@ -22,7 +22,7 @@ from bachvid.evaluate.runs import (
     tell_truth,
     vanilla,
 )
-from bachvid.evaluate.stage import Start
+from bachvid.evaluate.scene import Start
 from bachvid.method.recipe import Recipe
 
 TAUS, PAPER_STEPS = (3, 5, 10, 15), 50  # Table 4

@@ -11,7 +11,7 @@ import torch
 from bachvid.evaluate.agreement import Watched
 from bachvid.evaluate.alone import Alone
 from bachvid.evaluate.metrics import mean, nearest_partner
-from bachvid.evaluate.stage import Alter, Make, Scene, Shown, Start
+from bachvid.evaluate.scene import Alter, Make, Scene, Shown, Start
 from bachvid.method.frame import FrameVideo
 from bachvid.method.match import places
 from bachvid.method.recipe import Recipe
