@@ -33,7 +33,6 @@ from bachvid.method.group import vanilla
 from bachvid.method.match import match
 from bachvid.method.recipe import load_preset
 from bachvid.method.scout import look_at
-from bachvid.method.spans import Parts
 from bachvid.models.checkpoint import open_checkpoint
 from bachvid.models.grid import Grid
 from bachvid.sampling.sampler import read_sampler
@@ -57,7 +56,7 @@ def studio(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def prompts(studio: Studio) -> list[Prompt]:
-    return studio.prompts([Parts(*caption(clip)) for clip in sample_group(random.Random(0), 2)])
+    return studio.prompts([caption(clip) for clip in sample_group(random.Random(0), 2)])
 
 
 @pytest.fixture(scope="module")

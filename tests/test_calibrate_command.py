@@ -76,7 +76,7 @@ def analysis_of(model: Path, out: Path, seed: int = 0) -> Analysis:
     timesteps = read_sampler(checkpoint.scheduler, STEPS).schedule.timesteps
     recipe = own_recipe(model, checkpoint.family, 3).at(timesteps)
     groups = [sample_group(random.Random(n), 2, held_out=False) for n in (2, 3)]
-    stories = [[Parts(*caption(clip)) for clip in group] for group in groups]
+    stories = [[caption(clip) for clip in group] for group in groups]
     studio = Studio.open(checkpoint, recipe, "cpu")
     return begin(studio, Box(), StageJudge(), stories, seed, out, model, fps=8)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bachvid.stage import world
-from bachvid.stage.captions import ADJECTIVES, Caption, all_words, caption, corpus
+from bachvid.stage.captions import ADJECTIVES, all_words, caption, corpus
 from bachvid.stage.world import Clip, Combination, is_held_out, sample_clip, sample_group, share_hidden
 
 clips = st.builds(lambda seed, held: sample_clip(random.Random(seed), held), st.integers(0), st.booleans())
@@ -114,12 +114,6 @@ def test_some_captions_leave_the_location_out() -> None:
     clip = dataclasses.replace(sample_clip(rng), verb="waves", where="left")
     located = ["left" in caption(clip, rng).action for _ in range(400)]
     assert 0.7 < sum(located) / len(located) < 0.9
-
-
-def test_a_prompt_is_its_parts_joined() -> None:
-    said = Caption("a b,", "c d,", "e.")
-    assert said.prompt() == "a b, c d, e."
-    assert said.prompt(character_first=True) == "c d, a b, e."
 
 
 def test_every_word_is_known_and_prompts_are_short() -> None:

@@ -194,4 +194,4 @@ def find_groups(args: argparse.Namespace, folder: Path) -> list[list[Parts]]:
         )
     rng = random.Random(f"calibrate {args.seed}")
     invented = (sample_group(rng, args.prompts, held_out=False) for _ in range(args.groups))
-    return [[Parts(*caption(clip)) for clip in group] for group in invented]
+    return [[caption(clip) for clip in group] for group in invented]

@@ -23,7 +23,6 @@ from bachvid.method.frame import FrameVideo
 from bachvid.method.match import Places, match
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted
-from bachvid.method.spans import Parts
 from bachvid.stage.captions import caption
 from bachvid.stage.world import Clip, sample_group
 
@@ -72,7 +71,7 @@ class Scene:
         self.clips = sample_group(rng, prompts)
         self.noise = rng.sample(range(2**31), prompts)
         self.denoiser = studio.denoiser()
-        self.texts = studio.prompts([Parts(*caption(clip)) for clip in self.clips])
+        self.texts = studio.prompts([caption(clip) for clip in self.clips])
         self.alone: dict[Alone, Clip] = {}  # the videos made without the method, and what each should show
         self.identity = self._make(0, self.noise[0])
         self._seen: dict[tuple[Alone, Recipe], tuple[Scouted, float]] = {}

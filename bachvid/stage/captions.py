@@ -10,8 +10,8 @@ picture.
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
 
+from bachvid.method.spans import Parts
 from bachvid.stage import world
 from bachvid.stage.world import LOCATED_VERBS, Clip
 
@@ -38,22 +38,7 @@ _SPOTS = {
 }
 
 
-class Caption(NamedTuple):
-    """The three parts of a prompt; joined by single spaces they are the prompt."""
-
-    background: str
-    character: str
-    action: str
-
-    def prompt(self, character_first: bool = False) -> str:
-        """The parts joined by one space, background first unless `character_first`."""
-        first, second = (
-            (self.character, self.background) if character_first else (self.background, self.character)
-        )
-        return " ".join((first, second, self.action))
-
-
-def caption(clip: Clip, rng: random.Random | None = None) -> Caption:
+def caption(clip: Clip, rng: random.Random | None = None) -> Parts:
     """The clip's caption: the canonical wording, or with an `rng` a random rewording.
 
     A rewording treats background and character alike, and leaves the location of a located action out now and
@@ -69,7 +54,7 @@ def caption(clip: Clip, rng: random.Random | None = None) -> Caption:
     cloth = _article(f"{clip.accessory_colour} {clip.accessory}")
     background = _part(opening, f"{adjective} {clip.place}", link, (sky, landmark), swapped)
     character = _part(opening, f"{clip.colour} {clip.kind}", link, (cloth, "a badge"), swapped)
-    return Caption(background, character, _action(clip, rng))
+    return Parts(background, character, _action(clip, rng))
 
 
 def corpus(rng: random.Random, captions: int) -> list[str]:

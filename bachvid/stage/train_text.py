@@ -197,8 +197,9 @@ def probe(encoder: TextEncoder, captions: int = 600) -> dict[str, float]:
             words.append((row, place, word))
             if word in named:
                 colours.append((row, place, named[word]))
-            part = next(i for i, text in enumerate(each) if 0 <= start - prompt.index(text) < len(text))
-            places.setdefault(word, []).append((row, place, str(part)))
+            parts_of = vars(each).items()
+            part = next(name for name, text in parts_of if 0 <= start - prompt.index(text) < len(text))
+            places.setdefault(word, []).append((row, place, part))
     which = [(_probe(features, found, captions // 2), len(found)) for found in places.values()]
     return {
         "word": round(_probe(features, words, captions // 2), 4),

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bachvid.method.attends import TextMass
 from bachvid.method.mask import Spans, foreground
+from bachvid.method.spans import Parts, find_spans
 from bachvid.models.attention import Site
 from bachvid.models.grid import Grid
 from bachvid.models.text import Tokenizer
-from bachvid.stage.captions import Caption
 from bachvid.stage.family import AnyDiT, Lesson
 
 
@@ -59,13 +59,10 @@ def sides_told(model: AnyDiT, shown: Lesson, text: Tensor, mirrored: Tensor) -> 
     return round((own < other).float().mean().item(), 4)
 
 
-def caption_spans(parts: Caption, tokenizer: Tokenizer) -> Spans:
+def caption_spans(parts: Parts, tokenizer: Tokenizer) -> Spans:
     """The tokens of a caption's background and character in its prompt, background first."""
-    tokens = tokenizer.encode(parts.prompt())
-    first, second = len(parts.background), len(parts.background) + 1 + len(parts.character)
-    starts = torch.tensor([start for start, _ in tokens.offsets])
-    background, character = starts < first, (starts > first) & (starts < second)
-    return Spans(background.nonzero()[:, 0], character.nonzero()[:, 0])
+    offsets = tokenizer.encode(parts.prompt()).offsets
+    return find_spans(offsets, parts.ranges(), limit=len(offsets))
 
 
 def token_masks(masks: Tensor, grid: Grid) -> Tensor:
