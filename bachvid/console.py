@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -46,8 +47,12 @@ class Console:
                 shown = now
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        tqdm.write(text, file=sys.stdout)
+        """A line that stays; where nobody reads it any more, the work goes on without."""
+        try:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def summary(self) -> str:
         """Seconds by stage and the peak memory of this process, in one line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ class RunFolder:
             raise UsageError(f"{path} exists already and is not empty. Name another folder with --out.")
         check_writable(path, "--out", folder=True)
         return cls(path)
+
+    @classmethod
+    def choose_all(cls, out: Path | None, abouts: Sequence[str]) -> list[RunFolder]:
+        """One for each group, named after what it is about; of several, numbered ones in `out`."""
+        if len(abouts) == 1:
+            return [cls.choose(out, abouts[0])]
+        base = out or cls.choose(None, abouts[0]).path
+        return [cls.choose(base / f"{n:02}", about) for n, about in enumerate(abouts, start=1)]
 
     def __truediv__(self, name: str) -> Path:
         """The path of a file in here, its folder made if there is none."""

@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
         nouns=nouns,
         ask=ask,
     )
-    folders = choose_folders(args.out, stories)
+    folders = RunFolder.choose_all(args.out, [story.background for story in stories])
     runs = [group(story=story, folder=folder) for story, folder in zip(stories, folders, strict=True)]
     encode(runs)
     for run in runs:
@@ -92,20 +92,15 @@ def check_flags(args: argparse.Namespace, settings: Settings) -> None:
         raise UsageError(f"--source {args.source} does not fit --identity, which is replayed. Leave it out.")
 
 
-def choose_folders(out: Path | None, stories: Sequence[Story]) -> list[RunFolder]:
-    """One for each group; where there are several, numbered ones in `out`."""
-    if len(stories) == 1:
-        return [RunFolder.choose(out, stories[0].background)]
-    base = out or RunFolder.choose(None, stories[0].background).path
-    return [RunFolder.choose(base / f"{n:02}", story.background) for n, story in enumerate(stories, start=1)]
-
-
 def encode(runs: Sequence[Run]) -> None:
     """Gives all runs their prompts, so that a word wrong in the last is told before the first is made."""
     checkpoint, settings = runs[0].checkpoint, runs[0].settings
     encoder = checkpoint.text_encoder(settings.dtype, settings.device)
-    for run in runs:
-        run.encode(encoder)
+    for number, run in enumerate(runs, start=1):
+        try:
+            run.encode(encoder)
+        except ValueError as error:
+            raise UsageError(f"In group {number}: {error}" if len(runs) > 1 else str(error)) from error
     del encoder
     gc.collect()  # transformers leaves it in a cycle, with up to 11 GB
 
@@ -185,23 +180,22 @@ class Run:
         )
 
     def denoise(self, denoiser: Denoiser) -> list[Made]:
-        """The group's latents, on disk before anything is decoded; in mode "off" without the method."""
-        recipe, prompts = self.settings.recipe, self.prompts
+        """The group's latents, each on disk as soon as it is final; in mode "off" without the method."""
+        recipe, prompts, named = self.settings.recipe, self.prompts, self.named("shots")
         seeds = self.seeds(len(prompts))
         if recipe.mode == "off":
-            return self.keep(self.follow_vanilla(denoiser, prompts, seeds), "shots")
+            return self.follow_vanilla(denoiser, prompts, seeds, named)
         if self.joined or self.settings.source == "replay":
             identity = self.known_identity(denoiser, prompts[0], seeds[0])
+            lender = self.keep_identity(denoiser, identity)
             group = self.follow(Group(denoiser, recipe, prompts[1:], seeds[1:], identity))
         else:
             cache = self.settings.source == "cache"
             group = self.follow(Group(denoiser, recipe, prompts, seeds, keep_cache=cache))
-            identity = group.identity
-        videos = self.keep([identity.take, *(frame.take for frame in group.frames)], "shots")
+            lender = self.keep_identity(denoiser, group.identity)
+        takes = [frame.take for frame in group.frames]
+        videos = [lender, *(self.keep(take, *name) for take, name in zip(takes, named[1:], strict=True))]
         self.describe(videos, group)
-        if self.save_identity:
-            whole = Trajectory.of(identity, self.parts[0], recipe, self.world(denoiser))
-            whole.save(self.folder / "identity/trajectory.safetensors")
         return videos
 
     def known_identity(self, denoiser: Denoiser, prompt: Prompt, seed: int) -> Scouted:
@@ -216,8 +210,8 @@ class Run:
 
         The identity needs no twin: nothing is ever injected into it.
         """
-        seeds = self.seeds(len(self.prompts))
-        return self.keep(self.follow_vanilla(denoiser, self.prompts[1:], seeds[1:]), "vanilla")
+        seeds, named = self.seeds(len(self.prompts)), self.named("vanilla")
+        return self.follow_vanilla(denoiser, self.prompts[1:], seeds[1:], named[1:])
 
     def decode(self, vae: VAE, videos: Sequence[Made]) -> None:
         """Pixels, one video at a time."""
@@ -238,15 +232,23 @@ class Run:
             shown = ", ".join(f"{AGREEMENT[key]} {figures[key]:.2f}" for key in AGREEMENT)
             self.console.say(f"{name}: {shown}")
 
-    def keep(self, takes: Sequence[Take], folder: str) -> list[Made]:
-        """Names for the videos of all prompts, or of all but the identity's, and their latents on disk."""
-        named = [("identity", self.parts[0])]
-        named += [(f"{folder}/{n:02}-{slug(p.action)}", p) for n, p in enumerate(self.parts[1:], start=1)]
-        made = []
-        for take, (name, parts) in zip(takes, named[len(named) - len(takes) :], strict=True):
-            made.append(Made(name, parts, take.latents, take.seed, take.prompt.spans))
-            self.folder.write_latents(made[-1])
+    def named(self, folder: str) -> list[tuple[str, Parts]]:
+        """The folder and the parts of every video, the identity's first."""
+        shots = [(f"{folder}/{n:02}-{slug(p.action)}", p) for n, p in enumerate(self.parts[1:], start=1)]
+        return [("identity", self.parts[0]), *shots]
+
+    def keep(self, take: Take, name: str, parts: Parts) -> Made:
+        """A video whose latents are final, and on disk."""
+        made = Made(name, parts, take.latents, take.seed, take.prompt.spans)
+        self.folder.write_latents(made)
         return made
+
+    def keep_identity(self, denoiser: Denoiser, identity: Scouted) -> Made:
+        """The identity, and its trajectory on disk where that was asked for."""
+        if self.save_identity:
+            whole = Trajectory.of(identity, self.parts[0], self.settings.recipe, self.world(denoiser))
+            whole.save(self.folder / "identity/trajectory.safetensors")
+        return self.keep(identity.take, *self.named("shots")[0])
 
     def describe(self, videos: Sequence[Made], group: Group) -> None:
         """Adds to each video what the method saw in it."""
@@ -263,14 +265,19 @@ class Run:
         return group
 
     def follow_vanilla(
-        self, denoiser: Denoiser, prompts: Sequence[Prompt], seeds: Sequence[int]
-    ) -> list[Take]:
-        """Runs videos without the method, showing their steps."""
-        takes: dict[int | None, Take] = {}
+        self,
+        denoiser: Denoiser,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        named: Sequence[tuple[str, Parts]],
+    ) -> list[Made]:
+        """Runs videos without the method, showing their steps and keeping each when it is done."""
+        made: list[Made] = []
         steps = vanilla(denoiser, prompts, seeds)
         for progress, take in self.console.follow(steps, len(prompts) * denoiser.steps, "vanilla"):
-            takes[progress.video] = take
-        return list(takes.values())
+            if progress.step == denoiser.steps - 1:
+                made.append(self.keep(take, *named[len(made)]))
+        return made
 
     @property
     def parts(self) -> list[Parts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ SOLVERS: dict[str, dict[str, dict[str, Any]]] = {  # of each family, in the word
         "euler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     },
 }
+FASTEST = 240  # frames a second
 SEEDS = 2**63 - 1024  # torch's end at 2^63, and the videos of a group count on from the first's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -68,12 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--mode", choices=MODES, help="share both, only fg or bg, or nothing (off: vanilla videos)")
     flag("--source", choices=SOURCES, help="how the identity's keys reach the others (default: lockstep)")
     flag("--seed", "--base_seed", type=int, help="seed of the noise (default: 42)")
-    flag(
-        "--own-noise",
-        action="store_true",
-        default=None,
-        help="another seed for every video: seed, seed + 1, ...",
-    )
+    flag("--own-noise", action="store_true", default=None, help="seed, seed + 1, ... for the videos")
     flag("--steps", "--sample_steps", "--num_inference_steps", type=int, metavar="N", help="denoising steps")
     flag(
         "--guidance",
@@ -83,21 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="G",
         help="guidance scale",
     )
-    flag(
-        "--dynamic-guidance",
-        "--use_dynamic_cfg",
-        action=switch,
-        help="CogVideoX's oscillating scale (default: off)",
-    )
+    flag("--dynamic-guidance", "--use_dynamic_cfg", action=switch, help="CogVideoX's oscillating scale")
     solvers = [name for family in SOLVERS.values() for name in family]
     flag("--solver", "--sample_solver", choices=solvers, help="instead of the checkpoint's own")
-    flag(
-        "--shift",
-        "--sample_shift",
-        type=float,
-        metavar="S",
-        help="shift of Wan's noise levels: 3 for 480p, 5 for 720p",
-    )
+    shifts = "shift of Wan's noise levels: 3 for 480p, 5 for 720p"
+    flag("--shift", "--sample_shift", type=float, metavar="S", help=shifts)
     flag("--negative", "--negative_prompt", metavar="TEXT", help="negative prompt (default: none)")
     flag("--size", metavar="WxH", help="in pixels, such as 720x480")
     flag(
@@ -112,11 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--preset", metavar="NAME|FILE", help=f"the recipe: {', '.join(PRESETS)}, or a preset.json")
     flag("--dtype", choices=DTYPES, help="of the denoiser")
     flag("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest there is)")
-    flag(
-        "--vae-tiling",
-        action=switch,
-        help="decode in tiles, slightly differently: less memory (default: off)",
-    )
+    flag("--vae-tiling", action=switch, help="decode in tiles: less memory, slightly other pixels")
 
 
 def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> Settings:
@@ -151,7 +134,7 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         vae_tiling=first("vae_tiling", flag=args.vae_tiling, default=False),
         origins=origins,
     )
-    _check(settings, own)
+    _check(settings, checkpoint)
     _check_sites(settings.recipe, checkpoint)
     return settings
 
@@ -203,7 +186,7 @@ def _scheduler(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
         changes |= known[args.solver]
         changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if flow else {}
     if args.shift is not None:
-        if not flow or args.shift <= 0:
+        if not flow or not 0 < args.shift < math.inf:
             raise UsageError(
                 f"--shift {args.shift:g} does not fit a {checkpoint.family} model. "
                 "It is a number above 0, for Wan; leave it out."
@@ -217,9 +200,9 @@ def usable_device(name: str | None) -> torch.device | None:
     if name in (None, "auto"):
         return None
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).item()
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UsageError(f"The device {name!r} is not usable here. Use {best_device().type!r}.") from error
 
 
@@ -227,7 +210,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     """Width and height of "720x480"; UsageError for other texts."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)\s*[xX*]\s*(\d+)", text)
+    found = re.fullmatch(r"(\d{1,5})\s*[xX*]\s*(\d{1,5})", text)
     if not found:
         raise UsageError(f"The size {text!r} is not WIDTHxHEIGHT. Write it like 720x480.")
     return int(found[1]), int(found[2])
@@ -256,13 +239,20 @@ def check_format(size: tuple[int, int], frames: int, own: Format) -> None:
         )
 
 
-def _check(settings: Settings, own: Format) -> None:
+def _check(settings: Settings, checkpoint: Checkpoint) -> None:
     """Raise UsageError for numbers that a checkpoint cannot take; it names one that it can."""
+    own = checkpoint.format
     check_format(settings.size, settings.frames, own)
-    if settings.fps < 1:
-        raise UsageError(f"--fps {settings.fps} does not fit: at least 1. Use {own.fps}.")
+    if not 1 <= settings.fps <= FASTEST:
+        raise UsageError(f"--fps {settings.fps} does not fit: 1 to {FASTEST}. Use {own.fps}.")
+    if not math.isfinite(settings.guidance):
+        raise UsageError(
+            f"--guidance {settings.guidance} does not fit: a number. Use {settings.recipe.guidance:g}."
+        )
     if not 0 <= settings.seed < SEEDS:
         raise UsageError(f"--seed {settings.seed} does not fit: 0 to {SEEDS - 1}. Use 42.")
+    if settings.vae_tiling:
+        checkpoint.check_tiling()
     if settings.source == "cache" and settings.recipe.branches == "both":
         raise UsageError(
             "--source cache does not fit a recipe of both branches: it holds one. Use --source lockstep."

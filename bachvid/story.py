@@ -31,6 +31,9 @@ class Story:
         return cls(plain[0], plain[1], plain[2:], (marks[0], marks[1]))
 
     def __post_init__(self) -> None:
+        for text in (self.background, self.character, *self.actions):
+            if not readable(text):
+                raise UsageError(f"The story's {text!r} is no text in UTF-8. Write it anew, or in a file.")
         empty = [name for name in ("background", "character") if not getattr(self, name).strip()]
         empty += ["action" for action in self.actions if not action.strip()]
         if empty or not self.actions:
@@ -42,6 +45,15 @@ class Story:
     def videos(self) -> list[Parts]:
         """The prompt of every video in parts, the identity's first."""
         return [Parts(self.background, self.character, action) for action in self.actions]
+
+
+def readable(text: str) -> bool:
+    """Whether a text has an encoding; what a terminal of another one passes on has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_model(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,8 @@ from typing import Any
 import oracles
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import randomised
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -210,7 +213,7 @@ def test_videos_join_a_finished_world_from_a_file(way: str, tmp_path: Path) -> N
     Trajectory.of(group.identity, parts, group.recipe, world).save(path)
     read = Trajectory.load(path)
     read.check(dict(world))
-    with pytest.raises(ValueError, match=r"made with another scale \(4.0, not 5.0\)"):
+    with pytest.raises(ValueError, match=r"made with scale 4.0, and this run has 5.0"):
         read.check({**world, "scale": 5.0})
     assert (read.parts, read.recipe, read.seed) == (parts, group.recipe, 1)
 
@@ -220,6 +223,39 @@ def test_videos_join_a_finished_world_from_a_file(way: str, tmp_path: Path) -> N
     assert len(identity.trajectory) == 5, "a finished identity is not walked on"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read"):
+        Trajectory.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"believed": None}, "is damaged"),
+        ({"seed": -1}, "is damaged"),
+        ({"parts": {"background": "a"}}, "is damaged"),
+        ({"world": {"steps": 7}}, "is damaged .*5 latents, where 7 steps leave 8"),
+        ({"world": None}, "is damaged"),
+        ({"recipe": {}}, "is damaged .*incomplete recipe"),
+        ({"format": "other"}, "is no identity file"),
+    ],
+)
+def test_a_damaged_identity_is_told(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    group, path = usual(), tmp_path / "trajectory.safetensors"
+    Trajectory.of(group.identity, Parts("a", "b", "c"), group.recipe, {"steps": 4}).save(path)
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        known = json.loads(file.metadata()["bachvid"])
+    save_file(tensors, path, {"bachvid": json.dumps({**known, **change})})
+    with pytest.raises(ValueError, match=sentence):
+        Trajectory.load(path)
+    for broken in ("", "[]", "{", "[" * 100_000):
+        save_file(tensors, path, {"bachvid": broken})
+        with pytest.raises(ValueError, match="is no identity file"):
+            Trajectory.load(path)
+    save_file({**tensors, "mask": tensors["mask"][:-1]}, path, {"bachvid": json.dumps(known)})
+    with pytest.raises(ValueError, match="of another size than it says"):
+        Trajectory.load(path).replay(denoiser(), PROMPTS[0])
+    save_file({**tensors, "latents": tensors["latents"] * torch.nan}, path, {"bachvid": json.dumps(known)})
+    with pytest.raises(ValueError, match=r"is damaged .*no numbers"):
         Trajectory.load(path)
 
 

@@ -555,6 +555,22 @@ def test_a_recipe_survives_json(recipe: Recipe, tmp_path: Any) -> None:
     [
         ({"tau_masc": 5}, "unknown name 'tau_masc' in a recipe; known are: .*tau_mask"),
         ({"steps": None}, "incomplete recipe: .*'steps'"),
+        ({"mode": "x"}, "mode is 'x' instead of 'both' or 'fg' or 'bg' or 'off'"),
+        ({"normalize": "no"}, "normalize is 'no' instead of true or false"),
+        ({"smooth": 1}, "smooth is 1 instead of true or false"),
+        ({"tau_mask": -1}, "tau_mask is -1 instead of a whole number"),
+        ({"tau_mask": True}, "tau_mask is True instead of a whole number"),
+        ({"tau_match": 50}, "tau_mask and tau_match must be steps before"),
+        ({"guidance": float("nan")}, "guidance is nan instead of a number"),
+        ({"min_similarity": "x"}, "min_similarity is 'x' instead of a number or null"),
+        ({"strength": -1}, "strength and bg_strength must not be less than 0"),
+        ({"inject_steps": [15, 0]}, r"inject_steps is \[15, 0\] instead of a first and a last step or null"),
+        ({"inject_steps": [1]}, "inject_steps is"),
+        ({"kv_layers": []}, r"kv_layers is \[\] instead of a list of layers, which count from 1"),
+        ({"kv_layers": [0, 1]}, "kv_layers is"),
+        ({"kv_layers": [2, 2]}, "kv_layers is"),
+        ({"match_layers": 3}, "match_layers is 3 instead of a list"),
+        ({"mask_layers": [1.0]}, "mask_layers is"),
     ],
 )
 def test_a_recipe_with_a_wrong_or_missing_name_is_refused(change: dict, message: str, tmp_path: Any) -> None:

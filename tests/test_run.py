@@ -6,6 +6,9 @@ pytest tests/test_run.py
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPi
 from safetensors.torch import load_file
 
 from bachvid.__main__ import main
+from bachvid.console import Console
 from bachvid.method.identity import Trajectory
 from bachvid.pictures.files import count_frames
 
@@ -178,6 +182,34 @@ def test_a_fault_in_the_last_group_is_told_before_the_first_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_videos_that_are_done_outlive_an_interrupt(
+    pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mode "off" each is on disk when its own last step is taken."""
+    follow = Console.follow
+
+    def interrupted(self: Console, steps: Any, total: int, what: str) -> Any:
+        for n, step in enumerate(follow(self, steps, total, what)):
+            if n == 3:  # in the second of two steps of the second video
+                raise KeyboardInterrupt
+            yield step
+
+    monkeypatch.setattr(Console, "follow", interrupted)
+    flags = [*story("looks", "opens"), "--mode", "off", "--steps", 2, "--out", tmp_path / "out"]
+    assert run("--model", pipelines["5b"], *flags) == 130
+    assert [p.parent.name for p in tmp_path.rglob("latents.safetensors")] == ["identity"]
+
+
+def test_the_work_goes_on_where_nobody_reads_any_more() -> None:
+    """As behind `| head -1`."""
+    source = "from bachvid.console import Console; c = Console(); [c.say('x' * 9999) for _ in range(99)]"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", source], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_an_identity_of_another_world_is_refused(
     made: Path, pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +255,11 @@ MISTAKES = {
     "frames": (["--frames", "10"], "8k + 1, and at most 9. Use 9"),
     "too many frames": (["--frames", "4001"], "at most 9. Use 9"),
     "steps": (["--steps", "0"], "1 to 1000"),
-    "fps": (["--fps", "0"], "at least 1. Use 8"),
+    "fps": (["--fps", "0"], "1 to 240. Use 8"),
+    "fast": (["--fps", "9999"], "1 to 240. Use 8"),
+    "guidance": (["--guidance", "nan"], "--guidance nan does not fit"),
+    "device without values": (["--device", "meta"], "'meta' is not usable"),
+    "no text": (["--character", "caf\udce9"], "is no text in UTF-8"),
     "seed": (["--seed", "-1"], "--seed -1 does not fit"),
     "huge seed": (["--seed", str(2**64)], "Use 42"),
     "stray step": (["--steps", "61"], "Use 60"),
@@ -236,7 +272,7 @@ MISTAKES = {
     "identity of nothing": (["--mode", "off", "--save-identity"], "does not fit --mode off"),
     "device": (["--device", "tpu"], "'tpu' is not usable here"),
     "story twice": (["some.txt"], "were both given"),
-    "story": (["--identity", "no/file"], "There is no file no/file"),
+    "missing identity": (["--identity", "no/file"], "There is no file no/file"),
 }
 
 

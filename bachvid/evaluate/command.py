@@ -26,6 +26,7 @@ from bachvid.evaluate.studio import Studio, is_of_stage, timesteps_of
 from bachvid.method.identity import fingerprint
 from bachvid.method.recipe import own_recipe
 from bachvid.models.checkpoint import Checkpoint, open_checkpoint
+from bachvid.stage.world import ACTIONS
 from bachvid.story import find_model
 
 
@@ -92,6 +93,12 @@ def main(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace, plan: Plan) -> None:
     """Raise UsageError for flags that do not go together."""
     enough = (args.groups is None or args.groups >= 1) and (args.prompts is None or args.prompts >= 2)
+    if args.prompts is not None and args.prompts > len(ACTIONS):
+        raise UsageError(f"--prompts {args.prompts} is too many: there are {len(ACTIONS)} actions. Lower it.")
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed} does not fit: 0 or more. Use 7.")
+    if args.steps is not None and not 1 <= args.steps <= 1000:
+        raise UsageError(f"--steps {args.steps} does not fit: 1 to 1000. Leave it out for the preset's.")
     if not enough:
         raise UsageError(
             "An evaluation needs at least one group of two prompts. Raise --groups or --prompts."

@@ -55,7 +55,7 @@ class Trajectory:
             raise ValueError(f"There is no file {path}. Name a trajectory that --save-identity wrote.")
         try:
             with safe_open(path, framework="pt") as file:
-                known = json.loads((file.metadata() or {}).get("bachvid", "{}"))
+                known = _told((file.metadata() or {}).get("bachvid", ""))
                 if known.get("format") != FORMAT:
                     raise ValueError(f"{path} is no identity file. Name one that --save-identity wrote.")
                 latents, mask = (file.get_tensor(name) for name in ("latents", "mask"))
@@ -63,15 +63,27 @@ class Trajectory:
             raise ValueError(
                 f"The identity {path} cannot be read ({error}). Make it again: --save-identity."
             ) from error
-        return cls(
-            latents=latents,
-            mask=mask,
-            believed=known["believed"],
-            parts=Parts(**known["parts"]),
-            seed=known["seed"],
-            recipe=Recipe.from_dict(known["recipe"]),
-            world=known["world"],
-        )
+        try:
+            return cls._of_file(latents, mask, known)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The identity {path} is damaged ({error!r}). Make it again: --save-identity."
+            ) from error
+
+    @classmethod
+    def _of_file(cls, latents: Tensor, mask: Tensor, known: dict[str, Any]) -> Trajectory:
+        """A trajectory of a file's tensors and of what it says of them; some exception if it is damaged."""
+        parts, world, steps = Parts(**known["parts"]), dict(known["world"]), known["world"].get("steps")
+        if not latents.isfinite().all() or mask.dtype != torch.bool or mask.ndim != 1:
+            raise ValueError("latents that are no numbers, or no mask")
+        if steps is not None and len(latents) != steps + 1:
+            raise ValueError(f"{len(latents)} latents, where {steps} steps leave {steps + 1}")
+        if not isinstance(known["believed"], bool) or not isinstance(known["seed"], int) or known["seed"] < 0:
+            raise ValueError("neither seed nor mask are told")
+        if not all(isinstance(text, str) for text in vars(parts).values()):
+            raise ValueError("a prompt that is no text")
+        recipe = Recipe.from_dict(known["recipe"])
+        return cls(latents, mask, known["believed"], parts, known["seed"], recipe, world)
 
     @classmethod
     def of(cls, identity: Scouted, parts: Parts, recipe: Recipe, world: dict[str, Any]) -> Trajectory:
@@ -98,10 +110,22 @@ class Trajectory:
 
     def replay(self, denoiser: Denoiser, prompt: Prompt) -> Scouted:
         """The identity as its own run left it, without features: who joins reads them from its latents."""
+        tokens = denoiser.model.grid(torch.empty(denoiser.shape, device="meta")).tokens
+        if self.latents.shape[1:] != denoiser.shape or len(self.mask) != tokens:
+            raise ValueError("The identity is of another size than it says. Make it again: --save-identity.")
         trajectory = list(self.latents.to(denoiser.negative.device))
         take = Take(trajectory[-1], torch.Generator(), prompt=prompt, seed=self.seed)
         mask = self.mask.to(denoiser.negative.device)
         return Scouted(take, denoiser.steps, trajectory, mask, self.believed, features=None)
+
+
+def _told(about: str) -> dict[str, Any]:
+    """The values in a file's header; none if it holds something else."""
+    try:
+        known = json.loads(about)
+    except (ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _difference(theirs: Any, ours: Any) -> tuple[str, str]:

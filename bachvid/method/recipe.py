@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bachvid.method.mask import Keys, Split
 from bachvid.models.attention import Site
@@ -20,10 +22,10 @@ class Recipe:
     """Which layers, which steps, and what the paper leaves open. Layers count from 1, steps from 0."""
 
     steps: int  # the schedule's length that the step numbers below refer to; see `at`
-    mask_kind: str  # where text and video meet: "joint" (CogVideoX) or "cross" (Wan)
+    mask_kind: Literal["joint", "cross"]  # where text and video meet: "joint" (CogVideoX) or "cross" (Wan)
     mask_layers: tuple[int, ...]  # Eq. 4
     tau_mask: int
-    token_kind: str  # where video tokens meet each other: "joint" or "self"
+    token_kind: Literal["joint", "self"]  # where video tokens meet each other: "joint" or "self"
     match_layers: tuple[int, ...]  # Eq. 7
     tau_match: int
     kv_layers: tuple[int, ...]  # the vital layers, Eq. 9
@@ -127,11 +129,54 @@ class Recipe:
             raise ValueError(
                 f"unknown name {unknown[0]!r} in a recipe; known are: {', '.join(sorted(known))}"
             )
+        kinds = get_type_hints(cls)
+        for name, value in values.items():
+            if not _fits(value, kinds[name]):
+                raise ValueError(f"{name} is {value!r} instead of {_wanted(kinds[name])}")
         lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
-            return cls(**lists)
+            recipe = cls(**lists)
         except TypeError as error:
             raise ValueError(f"incomplete recipe: {error}") from error
+        if not max(recipe.tau_mask, recipe.tau_match) < recipe.steps:
+            raise ValueError(f"tau_mask and tau_match must be steps before {recipe.steps}, which steps is")
+        if min(recipe.strengths) < 0:
+            raise ValueError("strength and bg_strength must not be less than 0")
+        return recipe
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value out of a file is of the kind that a field is declared to be."""
+    options = get_args(kind)
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if kind is bool or kind is NoneType:
+        return isinstance(value, kind)
+    if kind is int:
+        return whole
+    if kind is float:
+        return whole or (isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in options
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, option) for option in options)
+    if not isinstance(value, list | tuple) or not all(_fits(each, int) for each in value):
+        return False
+    if options[1] is int:  # first and last step
+        return len(value) == 2 and value[0] <= value[1]
+    return min(value, default=0) >= 1 and len(set(value)) == len(value)  # layers
+
+
+def _wanted(kind: Any) -> str:
+    """What `_fits` accepts, in words."""
+    known = {bool: "true or false", int: "a whole number of 0 or more", float: "a number", NoneType: "null"}
+    options = get_args(kind)
+    if kind in known:
+        return known[kind]
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, options))
+    if get_origin(kind) is UnionType:
+        return " or ".join(map(_wanted, options))
+    return "a first and a last step" if options[1] is int else "a list of layers, which count from 1"
 
 
 PRESETS: Mapping[str, Recipe] = {
@@ -175,6 +220,9 @@ def own_recipe(folder: Path, family: str, layers: int) -> Recipe:
 def load_preset(path: Path) -> Recipe:
     """The recipe in a `preset.json`, as it lies beside weights; a broken file raises ValueError naming it."""
     try:
-        return Recipe.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        return Recipe.from_dict(values)
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not a recipe ({error}). Name another with --preset.") from error

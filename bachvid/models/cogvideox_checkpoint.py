@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bachvid.models.cogvideox import CHECKPOINTS, CogVideoX, CogVideoXConfig
-from bachvid.models.cogvideox_vae import CogVideoXVAE, CogVideoXVAEConfig
+from bachvid.models.cogvideox_vae import CogVideoXVAE, CogVideoXVAEConfig, tiles_of
 from bachvid.models.layouts import (
     COGVIDEOX_DIFFUSERS,
     COGVIDEOX_SAT,
@@ -94,6 +94,9 @@ class CogVideoXCheckpoint(Checkpoint):
     @property
     def trained_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.config.rotary else torch.float16
+
+    def check_tiling(self) -> None:
+        tiles_of(self.vae_config, encoding=False)
 
     def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, ...]:
         scale, deep = self.vae_config.spatial_compression_ratio, self._deep(frames)

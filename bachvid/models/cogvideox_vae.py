@@ -130,7 +130,7 @@ class CogVideoXVAE(nn.Module):
         expect_channels("a video", video, self.config.in_channels)
         run = partial(_in_chunks, self.encoder, ENCODER_CHUNK)
         if tiling:
-            run = partial(run_in_tiles, run, *_tiles(self.config, encoding=True))
+            run = partial(run_in_tiles, run, *tiles_of(self.config, encoding=True))
         moments = torch.cat([run(sample) for sample in video.split(1)]) if slicing else run(video)
         mean, logvar = moments.chunk(2, dim=1)  # B C T h w each
         return mean, logvar.clamp(-30.0, 20.0)
@@ -143,7 +143,7 @@ class CogVideoXVAE(nn.Module):
         expect_channels("latents", z, self.config.latent_channels)
         run = partial(_in_chunks, self.decoder, DECODER_CHUNK)
         if tiling:
-            run = partial(run_in_tiles, run, *_tiles(self.config, encoding=False))
+            run = partial(run_in_tiles, run, *tiles_of(self.config, encoding=False))
         return torch.cat([run(sample) for sample in z.split(1)]) if slicing else run(z)
 
 
@@ -260,8 +260,11 @@ def _in_chunks(network: nn.Module, size: int, x: Tensor) -> Tensor:
     return torch.cat([network(chunk, history) for chunk in chunks], dim=2)
 
 
-def _tiles(config: CogVideoXVAEConfig, encoding: bool) -> tuple[Tiles, Tiles]:
-    """How rows and columns are cut: into half the sample size, overlapping by a sixth and a fifth of it."""
+def tiles_of(config: CogVideoXVAEConfig, encoding: bool) -> tuple[Tiles, Tiles]:
+    """How rows and columns are cut: into half the sample size, overlapping by a sixth and a fifth of it.
+
+    ValueError where such tiles do not fit together.
+    """
     ratio = config.spatial_compression_ratio
 
     def cut(pixels: int, overlap: float) -> Tiles:

@@ -122,6 +122,10 @@ class Checkpoint(ABC):
         """What its weights were trained in, best where there is no reason for another."""
 
     @abstractmethod
+    def check_tiling(self) -> None:
+        """Raise ValueError if its autoencoder cannot decode in tiles."""
+
+    @abstractmethod
     def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, ...]:
         """The latents (1, ...) of a video of `size` (width, height) pixels and `frames` frames."""
 

@@ -94,6 +94,9 @@ class WanCheckpoint(Checkpoint):
     def trained_dtype(self) -> torch.dtype:
         return torch.bfloat16
 
+    def check_tiling(self) -> None:
+        pass  # its tiles are the same for all sizes, and fit
+
     def latent_shape(self, size: tuple[int, int], frames: int) -> tuple[int, ...]:
         scale, second = self.vae_config.spatial_compression_ratio, self.vae_config.temporal_compression_ratio
         return 1, self.config.channels, (frames - 1) // second + 1, size[1] // scale, size[0] // scale

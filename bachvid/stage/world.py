@@ -119,18 +119,22 @@ def sample_clip(rng: random.Random, held_out: bool = False) -> Clip:
     return _dress(rng, _sample_combination(rng, held_out), *_sample_action(rng))
 
 
+ACTIONS = (
+    *((verb, where) for verb in LOCATED_VERBS for where in LOCATIONS),
+    *(("walks", "left"), ("walks", "right"), ("leaps", ""), ("spins", ""), ("bows", "")),
+)  # an empty place is drawn
+
+
 def sample_group(rng: random.Random, prompts: int, held_out: bool = True) -> list[Clip]:
     """`prompts` clips of one stated background and character with different actions, hidden attributes drawn
     anew.
 
     Raises ValueError when there are not that many different actions.
     """
-    actions = [(verb, where) for verb in LOCATED_VERBS for where in LOCATIONS]
-    actions += [("walks", "left"), ("walks", "right"), ("leaps", ""), ("spins", ""), ("bows", "")]
-    if not 1 <= prompts <= len(actions):
-        raise ValueError(f"a group has 1 to {len(actions)} prompts, not {prompts}: ask for fewer")
+    if not 1 <= prompts <= len(ACTIONS):
+        raise ValueError(f"a group has 1 to {len(ACTIONS)} prompts, not {prompts}: ask for fewer")
     combination = _sample_combination(rng, held_out)
-    chosen = rng.sample(actions, prompts)
+    chosen = rng.sample(ACTIONS, prompts)
     return [_dress(rng, combination, verb, where or rng.choice(LOCATIONS)) for verb, where in chosen]
 
 
