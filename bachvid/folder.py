@@ -98,7 +98,7 @@ def manifest(videos: list[Made], seconds: dict[str, float]) -> dict[str, Any]:
             {
                 "folder": video.name,
                 "prompt": video.parts.prompt(),
-                "tokens": {name: span.tolist() for name, span in video.spans._asdict().items()},
+                "tokens": {name: span.cpu().tolist() for name, span in video.spans._asdict().items()},
                 "seed": video.seed,
                 "frames": len(video.frames),
                 "foreground": None if video.mask is None else round(video.mask.float().mean().item(), 4),

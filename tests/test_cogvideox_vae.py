@@ -261,7 +261,7 @@ def test_published_tiles_lie_where_they_belong(height: int, width: int) -> None:
     enlarge = partial(F.interpolate, scale_factor=8)
     shrink = partial(F.avg_pool2d, kernel_size=8)
     config = CHECKPOINTS["cogvideox-5b"]
-    down, up = cogvideox_vae._tiles(config, encoding=True), cogvideox_vae._tiles(config, encoding=False)
+    down, up = cogvideox_vae.tiles_of(config, encoding=True), cogvideox_vae.tiles_of(config, encoding=False)
     big = run_in_tiles(enlarge, *up, plane)
     torch.testing.assert_close(big, enlarge(plane), rtol=0, atol=1e-6)
     torch.testing.assert_close(run_in_tiles(shrink, *down, big), shrink(big), rtol=0, atol=1e-6)
@@ -269,8 +269,8 @@ def test_published_tiles_lie_where_they_belong(height: int, width: int) -> None:
 
 def test_published_tiles_are_diffusers_numbers() -> None:
     config = CHECKPOINTS["cogvideox-2b"]
-    assert cogvideox_vae._tiles(config, encoding=False) == ((30, 25, 40, 200), (45, 36, 72, 288))
-    assert cogvideox_vae._tiles(config, encoding=True) == ((240, 200, 5, 25), (360, 288, 9, 36))
+    assert cogvideox_vae.tiles_of(config, encoding=False) == ((30, 25, 40, 200), (45, 36, 72, 288))
+    assert cogvideox_vae.tiles_of(config, encoding=True) == ((240, 200, 5, 25), (360, 288, 9, 36))
 
 
 def test_gradients_pass_through_tiles() -> None:
