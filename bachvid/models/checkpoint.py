@@ -48,6 +48,8 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise WeightsError(f"{folder} is no folder; give one that holds a checkpoint")
+    if (second := folder / "transformer_2").exists():
+        raise WeightsError(f"{second} is a second transformer, as Wan2.2 has; give a Wan2.1 of one")
     for file, families in (
         (folder / "model_index.json", PIPELINES),
         (folder / "transformer" / "config.json", TRANSFORMERS),
@@ -82,8 +84,6 @@ def _known(file: Path, families: Mapping[str, type[Checkpoint]]) -> str:
     values = read_config(file, "_class_name", *families, fix=fix)
     if any(values.get("transformer_2") or ()):
         raise WeightsError(f"{file} names a second transformer, as Wan2.2 has; give a Wan2.1 of one")
-    if (second := file.parents[file.name == "config.json"] / "transformer_2").exists():
-        raise WeightsError(f"{second} is a second transformer, as Wan2.2 has; give a Wan2.1 of one")
     return str(values["_class_name"])
 
 
