@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 from bachvid.models.cogvideox import CHECKPOINTS, CogVideoXConfig
 from bachvid.models.cogvideox_vae import CogVideoXVAEConfig
-from bachvid.models.weights import PICKLED, SAFE, Weights, WeightsError, count, find_kinds, only, read_json
+from bachvid.models.weights import (
+    PICKLED,
+    SAFE,
+    Weights,
+    WeightsError,
+    count,
+    find_kinds,
+    may_hold_weights,
+    only,
+    read_json,
+)
 
 PATCHES = "mixins.patch_embed.proj.weight"  # a transformer has this,
 HEAD = "mixins.final_layer.linear.weight"
@@ -46,8 +56,8 @@ def find_parts(folder: Path) -> Parts | None:
     """
     below = [path for depth in ("*", "*/*", "*/*/*") for path in sorted(folder.glob(depth))]
     texts = [path.parent for path in below if path.name == "config.json" and _describes_t5(path)]
-    files = (file for file in below if file.suffix in SAFE + PICKLED and file.parent not in texts)
-    found = find_kinds((file for file in files if not file.name.startswith(".")), KINDS)
+    files = (file for file in below if may_hold_weights(file, SAFE + PICKLED) and file.parent not in texts)
+    found = find_kinds(files, KINDS)
     if not found["transformer"]:
         return None
     return Parts(

@@ -20,7 +20,6 @@ from bachvid.models.wan_original import (
     find_parts,
     load_text,
     text_config,
-    transformer_config,
     vae_config,
 )
 from bachvid.models.wan_vae import WanVAE, WanVAEConfig
@@ -55,9 +54,16 @@ class WanCheckpoint(Checkpoint):
         parts = find_parts(folder)
         if parts is None:
             return None
-        config, vae = transformer_config(parts.transformer), vae_config(parts.vae)
         tokenizer_file(parts.tokenizer)
-        found = cls("original", config, vae, SCHEDULER, parts.transformer, parts.vae, parts.text)
+        found = cls(
+            "original",
+            parts.config,
+            vae_config(parts.vae),
+            SCHEDULER,
+            parts.transformer,
+            parts.vae,
+            parts.text,
+        )
         return found.checked(parts.text, text_config(parts.text))
 
     def checked(self, text: Path, settings: Mapping[str, Any]) -> Self:

@@ -66,6 +66,7 @@ UMT5_ORIGINAL = Layout(
 
 class Parts(NamedTuple):
     transformer: Path  # a file, or a folder of shards
+    config: WanConfig
     vae: Path
     text: Path
     tokenizer: Path
@@ -78,10 +79,10 @@ def find_parts(folder: Path) -> Parts | None:
         return None
     reject_pair(folder, found["transformer"])
     transformer = only(found["transformer"], "transformer", folder, "the release's")
-    transformer_config(transformer)  # of image-to-video it is told first, before that any part is missing
+    config = transformer_config(transformer)  # image-to-video is told before that any part is missing
     vae = only(found["VAE"], "VAE", folder, "Wan2.1_VAE.pth")
     text = only(found["UMT5"], "UMT5", folder, "models_t5_umt5-xxl-enc-bf16.pth")
-    return Parts(transformer, vae, text, _tokenizer_beside(text))
+    return Parts(transformer, config, vae, text, _tokenizer_beside(text))
 
 
 def reject_pair(folder: Path, transformers: Sequence[Path]) -> None:

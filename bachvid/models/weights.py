@@ -124,9 +124,13 @@ def weight_files(path: Path) -> dict[Path, set[str] | None]:
 
 
 def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """The files with one of these endings, but for hidden ones, which downloads and file systems leave."""
-    found = sorted(folder.iterdir())
-    return [file for file in found if file.suffix in suffixes and not file.name.startswith(".")]
+    """The files with one of these endings, in their order."""
+    return [file for file in sorted(folder.iterdir()) if may_hold_weights(file, suffixes)]
+
+
+def may_hold_weights(file: Path, suffixes: Iterable[str]) -> bool:
+    """Whether a file has one of these endings, and is not hidden as what downloads and file systems leave."""
+    return file.suffix in suffixes and not file.name.startswith(".")
 
 
 def find_kinds(
