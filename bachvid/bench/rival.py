@@ -37,6 +37,7 @@ def pipeline_of(subject: Subject) -> Any:
             "vae": kinds["vae"].from_config(checkpoint.vae_config.to_dict()),
         }
     parts["transformer"].load_state_dict(diffusers_names(model), assign=True)
+    parts["transformer"].to(subject.device)  # its tables are no weights
     parts["vae"].to_empty(device=subject.device)
     scheduler = getattr(diffusers, checkpoint.scheduler["_class_name"]).from_config(checkpoint.scheduler)
     kind = getattr(diffusers, checkpoint.index["_class_name"])

@@ -23,7 +23,7 @@ from bachvid.stage.recipes import RECIPES, Recipe
 from bachvid.stage.restore import restore
 from bachvid.stage.train_dit import DiTTask
 from bachvid.stage.train_text import TextTask
-from bachvid.stage.train_vae import VAETask
+from bachvid.stage.train_vae import SPREAD, VAETask
 from bachvid.stage.training import Budget, Task, Team, Work, train
 
 PARTS = (VAETask.name, TextTask.name, DiTTask.name)
@@ -134,8 +134,11 @@ def make_task(
 ) -> Task:
     """The training of one part; ValueError where a denoiser's foundations are not trained yet."""
     if part == VAETask.name:
-        decoder_only = work.load(DiTTask.name) is not None
-        return VAETask(recipe.vae, seed, team, device, decoder_only)
+        spread = None
+        if work.load(DiTTask.name) is not None:
+            measured = work.need(VAETask.name)["state"]["inspections"][-1]
+            spread = {name: measured[name] for name in SPREAD}
+        return VAETask(recipe.vae, seed, team, device, spread)
     if part == TextTask.name:
         return TextTask(recipe.text, the_tokenizer(recipe, work, seed), seed, team, device)
     frozen = load_frozen(recipe, work, seed, device)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -18,6 +19,8 @@ from bachvid.stage.muon import Muon
 from bachvid.stage.render import Render, clip_phases, render
 from bachvid.stage.training import PACE, Facts, Pace, Team
 from bachvid.stage.world import Clip, sample_clip
+
+SPREAD = ("latent_std", "channel_means", "channel_stds")  # what an inspection says of the latents
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,27 @@ class VAERecipe:
 
 
 class VAETask:
-    """The loop's view of the autoencoder; `decoder_only` once a denoiser has begun to learn the latents."""
+    """The loop's view of the autoencoder.
+
+    Once a denoiser has begun to learn the latents, `spread` is what was measured of them: they stay as they
+    are, and only the decoder learns.
+    """
 
     name = "vae"
 
     def __init__(
-        self, recipe: VAERecipe, seed: int, team: Team, device: torch.device, decoder_only: bool
+        self,
+        recipe: VAERecipe,
+        seed: int,
+        team: Team,
+        device: torch.device,
+        spread: Mapping[str, Any] | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.seed, self.team, self.device = recipe, seed, team, device
         self.family = family_of(recipe.config)
         self.model = self.family.vae(recipe.config).to(device)
-        self.decoder_only = decoder_only
+        self.spread = spread
         self.counts: dict[str, int] = {}
         kernels = [p for p in self.model.parameters() if is_kernel(p)]
         others = [p for p in self.model.parameters() if not is_kernel(p)]
@@ -62,7 +74,7 @@ class VAETask:
         )
 
     def begin(self, averaged: nn.Module) -> None:
-        if self.decoder_only:
+        if self.spread is not None:
             layers = zip(
                 self.family.latent_layers(self.model), self.family.latent_layers(averaged), strict=True
             )
@@ -102,13 +114,7 @@ class VAETask:
         found = {
             name: round(sum(psnr(one).item() for one in each) / clips, 2) for name, each in errors.items()
         }
-        latents = torch.cat(means).transpose(0, 1).flatten(1)  # C, everything else
-        return {
-            **found,
-            "latent_std": round(latents.std().item(), 4),
-            "channel_means": [round(mean, 4) for mean in latents.mean(1).tolist()],
-            "channel_stds": [round(std, 4) for std in latents.std(1).tolist()],
-        }
+        return {**found, **(self.spread or spread_of(torch.cat(means)))}
 
     def _batch(self, rng: random.Random, progress: float) -> Render:
         """Whole frames always: norms take their statistics from all they see, and a crop's are others."""
@@ -118,6 +124,13 @@ class VAETask:
         else:
             frames, count = recipe.frames, recipe.clips
         return stage_clips([sample_clip(rng) for _ in range(count)], recipe, frames, self.device, rng)
+
+
+def spread_of(latents: Tensor) -> dict[str, Any]:
+    """What brings latents (B C F h w) to a spread of 1, all together or channel by channel."""
+    latents = latents.transpose(0, 1).flatten(1)  # C, everything else
+    numbers = latents.std(), latents.mean(1), latents.std(1)
+    return {name: np.round(n.tolist(), 4).tolist() for name, n in zip(SPREAD, numbers, strict=True)}
 
 
 def is_kernel(parameter: nn.Parameter) -> bool:
