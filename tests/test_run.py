@@ -50,7 +50,7 @@ TEXT = tiny.TEXT_LENGTH
 
 
 def run(*flags: Any) -> int:
-    return main(["run", *(str(flag) for flag in flags)])
+    return main(["run", "--device", "cpu", *(str(flag) for flag in flags)])
 
 
 def story(*actions: str) -> list[str]:

@@ -58,7 +58,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*flags: Any) -> int:
-    return main(["run", *(str(flag) for flag in flags)])
+    return main(["run", "--device", "cpu", *(str(flag) for flag in flags)])
 
 
 def actions(*texts: str) -> list[str]:
