@@ -188,6 +188,13 @@ def test_beside_a_denoiser_only_the_decoder_learns(model: str, trained: Path, tm
     assert not any(equal for name, equal in same.items() if name.startswith("decoder.conv"))
 
 
+def test_a_denoiser_without_its_autoencoder_asks_nothing_of_one(
+    model: str, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "dit.pt").write_bytes((trained / "dit.pt").read_bytes())
+    make(model, "vae", tmp_path)
+
+
 def test_the_exported_folder_is_a_pipeline_for_diffusers(model: str, trained: Path, tmp_path: Path) -> None:
     assert export(toy(model), Work(trained), 0, tmp_path) == list(PARTS)
     modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}

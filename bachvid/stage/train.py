@@ -11,6 +11,7 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -134,12 +135,14 @@ def make_task(
 ) -> Task:
     """The training of one part; ValueError where a denoiser's foundations are not trained yet."""
     if part == VAETask.name:
-        spread = None
-        if work.load(DiTTask.name) is not None:
-            measured = work.need(VAETask.name)["state"]["inspections"][-1]
-            spread = {name: measured[name] for name in SPREAD}
-        return VAETask(recipe.vae, seed, team, device, spread)
+        return VAETask(recipe.vae, seed, team, device, settled_spread(work))
     if part == TextTask.name:
         return TextTask(recipe.text, the_tokenizer(recipe, work, seed), seed, team, device)
     frozen = load_frozen(recipe, work, seed, device)
     return DiTTask(recipe.dit, frozen, work.folder / "pools", seed, team, device, arithmetic)
+
+
+def settled_spread(work: Work) -> dict[str, Any] | None:
+    """What was measured of the latents that a denoiser has begun to learn; None before there are both."""
+    saved = work.load(VAETask.name) if work.load(DiTTask.name) else None
+    return saved and {name: saved["state"]["inspections"][-1][name] for name in SPREAD}
