@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from bachvid.__main__ import main
 from bachvid.method.identity import Trajectory
-from bachvid.models.checkpoint import open_checkpoint
+from bachvid.models.checkpoint import WeightsError, open_checkpoint
 from bachvid.models.wan_original import UMT5_ORIGINAL
 from bachvid.pictures.files import count_frames
 
@@ -193,6 +194,51 @@ def test_the_original_layout_holds_the_same_model(model: Path, original: Path) -
         one.vae().named_parameters(), two.vae().named_parameters(), strict=True
     ):
         assert torch.equal(mine, theirs), name
+
+
+@pytest.fixture(scope="module")
+def of_comfy(original: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights in ComfyUI's folders, beside a T5 of another model."""
+    root = tmp_path_factory.mktemp("models")
+    for name in ("diffusion_models", "vae", "text_encoders"):
+        (root / name).mkdir()
+    for name in ("diffusion_pytorch_model.safetensors", "config.json"):  # so few heads no width tells
+        shutil.copy(original / name, root / "diffusion_models")
+    vae = torch.load(original / "Wan2.1_VAE.pth", weights_only=True)
+    save_file(vae, root / "vae/wan_2.1_vae.safetensors")
+    text = load_file(model / "text_encoder/model.safetensors")
+    tokenizer = np.fromfile(original / "google/umt5-xxl/spiece.model", dtype=np.uint8)
+    carried = {**text, "spiece_model": torch.from_numpy(tokenizer)}
+    save_file(carried, root / "text_encoders/umt5_xxl_fp16.safetensors")
+    tiny.t5().save_pretrained(root / "t5")
+    shutil.move(root / "t5/model.safetensors", root / "text_encoders/t5xxl_fp16.safetensors")
+    return root
+
+
+@torch.no_grad()
+def test_the_files_of_comfyui_hold_the_same_model(original: Path, of_comfy: Path, tmp_path: Path) -> None:
+    one, two = open_checkpoint(original), open_checkpoint(of_comfy)
+    assert (two.layout, two.family, two.config) == ("original", "wan", one.config)
+    text = two.text_encoder()
+    assert torch.equal(one.text_encoder().encode("a red fox"), text.encode("a red fox"))
+    text.save(tmp_path)
+    spiece = (original / "google/umt5-xxl/spiece.model").read_bytes()
+    assert (tmp_path / "tokenizer/spiece.model").read_bytes() == spiece
+    for part in ("transformer", "vae"):
+        mine, theirs = (dict(getattr(each, part)().named_parameters()) for each in (two, one))
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine) and mine.keys() == theirs.keys()
+
+
+def test_a_text_encoder_without_its_tokenizer_is_told(of_comfy: Path, tmp_path: Path) -> None:
+    shutil.copytree(of_comfy, tmp_path / "models")
+    file = tmp_path / "models/text_encoders/umt5_xxl_fp16.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "spiece_model"}, file)
+    with pytest.raises(WeightsError, match="text_encoders holds no tokenizer; put google/umt5-xxl"):
+        open_checkpoint(tmp_path / "models")
+    save_file({**tensors, "spiece_model": torch.zeros(9, dtype=torch.uint8)}, file)
+    with pytest.raises(WeightsError, match=r"umt5_xxl_fp16\.safetensors is no tokenizer"):
+        open_checkpoint(tmp_path / "models").text_encoder()
 
 
 # What does not fit

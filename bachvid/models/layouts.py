@@ -7,8 +7,8 @@ first row that fits a name is the one that counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import NamedTuple
@@ -157,8 +157,15 @@ _SAT_DECODER = {  # blocks count as they run, the release counts them from the p
 }
 COGVIDEOX_VAE_SAT = Layout({**_SAT_ENCODER, **_SAT_DECODER, "*": "*"}, dropped=("loss.*",))
 
-# One table embeds the tokens; a file has it under its first name, its second, or both. A full T5 decodes too.
-T5_ENCODER = Layout({"*": "*"}, dropped=("encoder.embed_tokens.weight", "decoder.*", "lm_head.*"))
-T5_ENCODER_SECOND_NAME = replace(
-    T5_ENCODER, rows={"shared.*": "encoder.embed_tokens.*", "*": "*"}, dropped=("decoder.*", "lm_head.*")
-)
+TOKENIZER = "spiece_model"  # the bytes of a spiece.model, which ComfyUI's files carry among their tensors
+_NO_ENCODER = ("decoder.*", "lm_head.*", TOKENIZER)  # a full T5 decodes too
+_T5 = Layout({"*": "*"}, dropped=("encoder.embed_tokens.weight", *_NO_ENCODER))
+_T5_SECOND_NAME = Layout({"shared.*": "encoder.embed_tokens.*", "*": "*"}, dropped=_NO_ENCODER)
+
+
+def t5_encoder(names: Container[str]) -> Layout:
+    """How transformers stores a T5's encoder, the names in a file given.
+
+    One table embeds the tokens; a file has it under its first name, its second, or both.
+    """
+    return _T5 if "shared.weight" in names else _T5_SECOND_NAME

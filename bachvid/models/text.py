@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from bachvid.models.layouts import T5_ENCODER, T5_ENCODER_SECOND_NAME, Layout
+from bachvid.models.layouts import TOKENIZER, Layout, Rows, t5_encoder
 from bachvid.models.weights import Weights, WeightsError, load, read_config, save, write_json
 
 PAD, EOS = 0, 1
@@ -33,13 +33,16 @@ class Tokenizer:
     """Sentencepiece tokens of a text; the ids are those of transformers' `T5Tokenizer` for the same folder.
 
     One exception: a special token spelt out, such as `</s>`, is plain text where there is a `spiece.model`.
+    The file is that, a `tokenizer.json`, or weights that carry the former's bytes (`layouts.TOKENIZER`).
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        backend = _from_tokenizer_json if file.suffix == ".json" else _from_sentencepiece
+        self.name = "tokenizer.json" if file.suffix == ".json" else "spiece.model"
         try:
-            self._backend = backend(file)
+            self.content = file.read_bytes() if file.suffix in (".model", ".json") else _carried(file)
+            backend = _from_tokenizer_json if file.suffix == ".json" else _from_sentencepiece
+            self._backend = backend(self.content)
         except Exception as error:  # the libraries raise RuntimeError and Exception itself
             raise WeightsError(f"{file} is no tokenizer ({error}); fetch it again") from error
         if self._backend.marks != (PAD, EOS):
@@ -119,10 +122,15 @@ class _Backend(NamedTuple):
     size: int
 
 
-def _from_sentencepiece(file: Path) -> _Backend:
+def _carried(file: Path) -> bytes:
+    """The `spiece.model` that weights carry."""
+    return Weights(file).read(Rows(TOKENIZER)).numpy().tobytes()
+
+
+def _from_sentencepiece(content: bytes) -> _Backend:
     from sentencepiece import SentencePieceProcessor
 
-    processor = SentencePieceProcessor(model_file=str(file))
+    processor = SentencePieceProcessor(model_proto=content)
 
     def pieces(text: str) -> Iterator[_Piece]:
         found = processor.encode(text, return_type="offset_mapping")
@@ -133,10 +141,10 @@ def _from_sentencepiece(file: Path) -> _Backend:
     return _Backend(pieces, processor.normalize, marks, processor.vocab_size())
 
 
-def _from_tokenizer_json(file: Path) -> _Backend:
+def _from_tokenizer_json(content: bytes) -> _Backend:
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer = tokenizers.Tokenizer.from_str(content.decode())
     tokenizer.no_truncation()  # a file keeps the limit and padding of its last use
     tokenizer.no_padding()
 
@@ -182,8 +190,8 @@ class TextEncoder:
         tokenizer = Tokenizer.from_folder(root if whole else root / "tokenizer")
         folder = root if whole else root / "text_encoder"
         settings, weights = read_config(folder / "config.json", "model_type", cls.kind), Weights(folder)
-        layout = T5_ENCODER if "shared.weight" in weights.shapes else T5_ENCODER_SECOND_NAME
-        return cls(tokenizer, load_encoder(settings, weights, layout, dtype, device), length)
+        model = load_encoder(settings, weights, t5_encoder(weights.shapes), dtype, device)
+        return cls(tokenizer, model, length)
 
     def clean(self, text: str) -> str:
         """A prompt, or a part of one, as the model's authors pass it on: CogVideoX's unchanged."""
@@ -206,9 +214,9 @@ class TextEncoder:
 
     def save(self, root: Path | str) -> None:
         """Write `tokenizer/` and `text_encoder/` as transformers and diffusers read them."""
-        file, root = self.tokenizer.file, Path(root)
+        root = Path(root)
         (root / "tokenizer").mkdir(parents=True, exist_ok=True)
-        (root / "tokenizer" / file.name).write_bytes(file.read_bytes())
+        (root / "tokenizer" / self.tokenizer.name).write_bytes(self.tokenizer.content)
         settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": self.length}
         write_json(root / "tokenizer" / "tokenizer_config.json", settings)
         save(dict(self.model.named_parameters()), root / "text_encoder" / "model.safetensors")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bachvid.models.layouts import SAME, WAN_DIFFUSERS
 from bachvid.models.parts import Checkpoint, Format, check_fit
-from bachvid.models.text import TextEncoder, WanTextEncoder, tokenizer_file
+from bachvid.models.text import TextEncoder, WanTextEncoder
 from bachvid.models.wan import CHECKPOINTS, ISLANDS, Wan, WanConfig
 from bachvid.models.wan_layouts import wan_vae_diffusers
 from bachvid.models.wan_original import (
@@ -54,7 +54,6 @@ class WanCheckpoint(Checkpoint):
         parts = find_parts(folder)
         if parts is None:
             return None
-        tokenizer_file(parts.tokenizer)
         found = cls(
             "original",
             parts.config,

@@ -1,16 +1,20 @@
-"""The original release of Wan2.1: its tensors tell what they are, whatever their files are called."""
+"""The original release of Wan2.1: its tensors tell what they are, whatever their files are called.
+
+So do those of ComfyUI's files, one for each part: only their UMT5 has other names, transformers', and carries
+its tokenizer with it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bachvid.models.layouts import Layout
-from bachvid.models.text import Tokenizer, WanTextEncoder, load_encoder
+from bachvid.models.layouts import TOKENIZER, Layout, t5_encoder
+from bachvid.models.text import Tokenizer, WanTextEncoder, load_encoder, tokenizer_file
 from bachvid.models.wan import CHECKPOINTS, WanConfig
 from bachvid.models.wan_vae import WanVAEConfig
 from bachvid.models.weights import (
@@ -27,10 +31,11 @@ from bachvid.models.weights import (
 
 PATCHES = "patch_embedding.weight"
 TOKENS = "token_embedding.weight"
+BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 KINDS = {  # of parts, by tensors that they have
     "transformer": {PATCHES, "blocks.0.self_attn.q.weight"}.issubset,
     "VAE": {"encoder.downsamples.0.residual.0.gamma"}.issubset,
-    "UMT5": {TOKENS}.issubset,
+    "UMT5": lambda names: TOKENS in names or BIAS.format(1) in names,  # a T5 has one bias for all its blocks
 }
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # in the names of files that are one set of weights together
 
@@ -69,7 +74,6 @@ class Parts(NamedTuple):
     config: WanConfig
     vae: Path
     text: Path
-    tokenizer: Path
 
 
 def find_parts(folder: Path) -> Parts | None:
@@ -82,7 +86,8 @@ def find_parts(folder: Path) -> Parts | None:
     config = transformer_config(transformer)  # image-to-video is told before that any part is missing
     vae = only(found["VAE"], "VAE", folder, "Wan2.1_VAE.pth")
     text = only(found["UMT5"], "UMT5", folder, "models_t5_umt5-xxl-enc-bf16.pth")
-    return Parts(transformer, config, vae, text, _tokenizer_beside(text))
+    _tokenizer_of(text)
+    return Parts(transformer, config, vae, text)
 
 
 def reject_pair(folder: Path, transformers: Sequence[Path]) -> None:
@@ -147,15 +152,20 @@ def vae_config(path: Path) -> WanVAEConfig:
 def text_config(path: Path) -> dict[str, Any]:
     """What transformers' `config.json` would say of a stored UMT5."""
     shapes = Weights(path).shapes
+    layout = _text_layout(shapes)
+
+    def shape(name: str) -> tuple[int, ...]:
+        return shapes[layout.source(name).name]
+
     try:
-        heads = shapes["blocks.0.pos_embedding.embedding.weight"][1]
+        heads = shape(BIAS.format(0))[1]
         return {
             "model_type": WanTextEncoder.kind,
-            "vocab_size": shapes[TOKENS][0],
-            "d_model": shapes[TOKENS][1],
-            "d_kv": shapes["blocks.0.attn.q.weight"][0] // heads,
-            "d_ff": shapes["blocks.0.ffn.fc1.weight"][0],
-            "num_layers": count(r"blocks\.(\d+)\.", shapes),
+            "vocab_size": shape("shared.weight")[0],
+            "d_model": shape("shared.weight")[1],
+            "d_kv": shape(_BLOCK.format(0) + "0.SelfAttention.q.weight")[0] // heads,
+            "d_ff": shape(_BLOCK.format(0) + "1.DenseReluDense.wo.weight")[1],
+            "num_layers": count(r"(?:encoder\.block|blocks)\.(\d+)\.", shapes),
             "num_heads": heads,
             "feed_forward_proj": "gated-gelu",
         }
@@ -164,9 +174,15 @@ def text_config(path: Path) -> dict[str, Any]:
 
 
 def load_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> WanTextEncoder:
-    """The release's UMT5 with the tokenizer that lies beside it."""
-    model = load_encoder(text_config(path), Weights(path), UMT5_ORIGINAL, dtype, device)
-    return WanTextEncoder(Tokenizer.from_folder(_tokenizer_beside(path)), model, length)
+    """A stored UMT5 with the tokenizer that it carries, or that lies beside it."""
+    weights = Weights(path)
+    model = load_encoder(text_config(path), weights, _text_layout(weights.shapes), dtype, device)
+    return WanTextEncoder(Tokenizer(_tokenizer_of(path)), model, length)
+
+
+def _text_layout(names: Container[str]) -> Layout:
+    """The names in a stored UMT5: the release's, or transformers'."""
+    return UMT5_ORIGINAL if TOKENS in names else t5_encoder(names)
 
 
 def _sets_of_weights(folder: Path) -> Iterator[Path]:
@@ -178,8 +194,10 @@ def _sets_of_weights(folder: Path) -> Iterator[Path]:
         yield from files_in(inside, PICKLED)
 
 
-def _tokenizer_beside(text: Path) -> Path:
-    """The folder with the tokenizer, at or below the one that holds the text encoder."""
+def _tokenizer_of(text: Path) -> Path:
+    """The file with the tokenizer: the text encoder's own, or one in its folder or below."""
+    if TOKENIZER in Weights(text).shapes:
+        return text
     names = ("spiece.model", "tokenizer.json")
     found = sorted({path.parent for name in names for path in text.parent.rglob(name)})
-    return only(found, "tokenizer", text.parent, "google/umt5-xxl of the release")
+    return tokenizer_file(only(found, "tokenizer", text.parent, "google/umt5-xxl of the release"))
