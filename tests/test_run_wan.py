@@ -229,6 +229,33 @@ def test_the_files_of_comfyui_hold_the_same_model(original: Path, of_comfy: Path
         assert all(torch.equal(mine[name], theirs[name]) for name in mine) and mine.keys() == theirs.keys()
 
 
+@torch.no_grad()
+def test_weights_in_eight_bits_are_read_at_their_scale(of_comfy: Path, tmp_path: Path) -> None:
+    shutil.copytree(of_comfy, tmp_path / "models")
+    expected: dict[str, dict[str, torch.Tensor]] = {}
+    for part, name, prefix in (
+        ("transformer", "diffusion_models/diffusion_pytorch_model", "model.diffusion_model."),
+        ("text_encoder", "text_encoders/umt5_xxl_fp16", ""),
+    ):
+        file = tmp_path / f"models/{name}.safetensors"
+        stored = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
+        expected[part] = load_file(file)
+        for tensor, values in list(expected[part].items()):
+            if "attn.q.weight" in tensor or "DenseReluDense" in tensor:
+                scale = values.abs().max() / 448
+                values = (values / scale).to(torch.float8_e4m3fn)
+                expected[part][tensor] = values.float() * scale
+                stored[tensor.replace(".weight", ".scale_weight")] = scale
+                stored[tensor.replace(".weight", ".scale_input")] = torch.ones(1)
+            stored[tensor] = values
+        save_file({prefix + tensor: values for tensor, values in stored.items()}, file)
+    parts = open_checkpoint(tmp_path / "models")
+    for name, values in parts.transformer().named_parameters():
+        assert torch.equal(values, expected["transformer"][name]), name
+    for name, values in parts.text_encoder().model.named_parameters():
+        assert torch.equal(values, expected["text_encoder"][name]), name
+
+
 def test_a_text_encoder_without_its_tokenizer_is_told(of_comfy: Path, tmp_path: Path) -> None:
     shutil.copytree(of_comfy, tmp_path / "models")
     file = tmp_path / "models/text_encoders/umt5_xxl_fp16.safetensors"

@@ -22,6 +22,7 @@ PICKLED = (".pt", ".pth", ".bin")
 WRAPPERS = ("module", "model", "state_dict")  # what training frameworks wrap the tensors in
 QUANTISED = re.compile(r"scale_weight|weight_scale|scale_input|scaled_fp8|absmax|quant_")  # names of scales
 PREFIX = "model.diffusion_model."  # and put before their names
+SCALED = "scaled_fp8"  # a tensor that marks ComfyUI's 8 bits: other weights have a scale beside them
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -69,8 +70,8 @@ def kept_dtype(name: str, dtype: torch.dtype, wide: Iterable[str]) -> torch.dtyp
 class Weights:
     """The tensors in a file, or in a folder with one file or shards: names and shapes now, values when read.
 
-    What training frameworks put around the tensors and their names is taken off. Raises WeightsError for
-    files that are missing or damaged.
+    What training frameworks put around the tensors and their names is taken off, and weights in ComfyUI's 8
+    bits are read at their scale. Raises WeightsError for files that are missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,20 +91,38 @@ class Weights:
                 )
             self._stored.update(found)
         self._stored = {name.removeprefix(PREFIX): stored for name, stored in self._stored.items()}
+        if SCALED in self._stored:
+            self._stored = dict(_with_scales(self._stored))
         self.shapes = {name: stored.shape for name, stored in self._stored.items()}
 
     def read(self, source: Rows) -> Tensor:
         """The values of a tensor, or of the rows that `source` takes of it; maybe a view of the file."""
         stored = self._stored[source.name]
         if source.of == 1:
-            return stored.values[:]
-        rows = stored.shape[0] // source.of
-        return torch.cat([stored.values[block * rows : (block + 1) * rows] for block in source.blocks])
+            values = stored.values[...]
+        else:
+            rows = stored.shape[0] // source.of
+            values = torch.cat([stored.values[block * rows : (block + 1) * rows] for block in source.blocks])
+        return values if stored.scale is None else values.float() * stored.scale[...].float()
 
 
 class _Stored(NamedTuple):
     shape: tuple[int, ...]
     values: Any  # sliced, gives a tensor: a slice of a safetensors file, or a mapped tensor
+    scale: Any = None  # one number that all of them are to be multiplied by, stored alike
+
+
+def _with_scales(stored: Mapping[str, _Stored]) -> Iterator[tuple[str, _Stored]]:
+    """The tensors of a model in ComfyUI's 8 bits, with the scales of those that have one.
+
+    What its own arithmetic in 8 bits would need is left out.
+    """
+    for name, tensor in stored.items():
+        if name == SCALED or name.endswith((".scale_weight", ".scale_input")):
+            continue
+        part, _, kind = name.rpartition(".")
+        scale = stored.get(f"{part}.scale_{kind}")  # of a weight; nothing else has one
+        yield name, tensor._replace(scale=None if scale is None else scale.values)
 
 
 def weight_files(path: Path) -> dict[Path, set[str] | None]:
