@@ -31,11 +31,12 @@ from bachvid.models.weights import (
 
 PATCHES = "patch_embedding.weight"
 TOKENS = "token_embedding.weight"
-BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+_BLOCK = "encoder.block.{}.layer."  # of UMT5, by its name in transformers
+_BIAS = _BLOCK + "0.SelfAttention.relative_attention_bias.weight"
 KINDS = {  # of parts, by tensors that they have
     "transformer": {PATCHES, "blocks.0.self_attn.q.weight"}.issubset,
     "VAE": {"encoder.downsamples.0.residual.0.gamma"}.issubset,
-    "UMT5": lambda names: TOKENS in names or BIAS.format(1) in names,  # a T5 has one bias for all its blocks
+    "UMT5": lambda names: TOKENS in names or _BIAS.format(1) in names,  # a T5 has one bias for all its blocks
 }
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # in the names of files that are one set of weights together
 
@@ -53,7 +54,6 @@ SCHEDULER = {  # what the release's own program samples with
     "final_sigmas_type": "zero",
 }
 
-_BLOCK = "encoder.block.{}.layer."
 UMT5_ORIGINAL = Layout(
     {
         "shared.*": "token_embedding.*",
@@ -86,7 +86,7 @@ def find_parts(folder: Path) -> Parts | None:
     config = transformer_config(transformer)  # image-to-video is told before that any part is missing
     vae = only(found["VAE"], "VAE", folder, "Wan2.1_VAE.pth")
     text = only(found["UMT5"], "UMT5", folder, "models_t5_umt5-xxl-enc-bf16.pth")
-    _tokenizer_of(text)
+    _tokenizer_of(text)  # there is one
     return Parts(transformer, config, vae, text)
 
 
@@ -158,7 +158,7 @@ def text_config(path: Path) -> dict[str, Any]:
         return shapes[layout.source(name).name]
 
     try:
-        heads = shape(BIAS.format(0))[1]
+        heads = shape(_BIAS.format(0))[1]
         return {
             "model_type": WanTextEncoder.kind,
             "vocab_size": shape("shared.weight")[0],
