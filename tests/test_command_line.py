@@ -30,6 +30,14 @@ def refuse(error: Exception) -> Callable[[], None]:
     return command
 
 
+def interrupt() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 FAILURES = {
     "a flag": (refuse(UsageError("--steps must be 1 or more.")), 2, "--steps must be 1 or more."),
     "a story": (
@@ -44,7 +52,7 @@ FAILURES = {
     "python memory": (lambda: bytearray(2**62), 4, "out of memory; a smaller size"),
     "a library's value error": (lambda: json.loads("{"), 1, "JSONDecodeError: Expecting"),
     "a bug": (lambda: {}["latents"], 1, "KeyError: 'latents' (--debug shows where)"),
-    "Ctrl-C": (lambda: os.kill(os.getpid(), signal.SIGINT), 130, "interrupted."),
+    "Ctrl-C": (interrupt, 130, "interrupted."),
 }
 
 
