@@ -31,7 +31,7 @@ def refuse(error: Exception) -> Callable[[], None]:
 
 
 def interrupt() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     try:
         os.kill(os.getpid(), signal.SIGINT)
     finally:
