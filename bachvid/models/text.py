@@ -38,10 +38,11 @@ class Tokenizer:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.name = "tokenizer.json" if file.suffix == ".json" else "spiece.model"
+        backend, self.name = _from_sentencepiece, "spiece.model"
+        if file.suffix == ".json":
+            backend, self.name = _from_tokenizer_json, "tokenizer.json"
         try:
             self.content = file.read_bytes() if file.suffix in (".model", ".json") else _carried(file)
-            backend = _from_tokenizer_json if file.suffix == ".json" else _from_sentencepiece
             self._backend = backend(self.content)
         except Exception as error:  # the libraries raise RuntimeError and Exception itself
             raise WeightsError(f"{file} is no tokenizer ({error}); fetch it again") from error

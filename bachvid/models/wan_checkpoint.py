@@ -61,9 +61,9 @@ class WanCheckpoint(Checkpoint):
             SCHEDULER,
             parts.transformer,
             parts.vae,
-            parts.text,
+            parts.text.path,
         )
-        return found.checked(parts.text, text_config(parts.text))
+        return found.checked(parts.text.path, text_config(parts.text))
 
     def checked(self, text: Path, settings: Mapping[str, Any]) -> Self:
         check_fit(

@@ -73,7 +73,7 @@ class Parts(NamedTuple):
     transformer: Path  # a file, or a folder of shards
     config: WanConfig
     vae: Path
-    text: Path
+    text: Weights
 
 
 def find_parts(folder: Path) -> Parts | None:
@@ -85,7 +85,7 @@ def find_parts(folder: Path) -> Parts | None:
     transformer = only(found["transformer"], "transformer", folder, "the release's")
     config = transformer_config(transformer)  # image-to-video is told before that any part is missing
     vae = only(found["VAE"], "VAE", folder, "Wan2.1_VAE.pth")
-    text = only(found["UMT5"], "UMT5", folder, "models_t5_umt5-xxl-enc-bf16.pth")
+    text = Weights(only(found["UMT5"], "UMT5", folder, "models_t5_umt5-xxl-enc-bf16.pth"))
     _tokenizer_of(text)  # there is one
     return Parts(transformer, config, vae, text)
 
@@ -149,13 +149,12 @@ def vae_config(path: Path) -> WanVAEConfig:
     )
 
 
-def text_config(path: Path) -> dict[str, Any]:
+def text_config(weights: Weights) -> dict[str, Any]:
     """What transformers' `config.json` would say of a stored UMT5."""
-    shapes = Weights(path).shapes
-    layout = _text_layout(shapes)
+    layout = _text_layout(weights.shapes)
 
     def shape(name: str) -> tuple[int, ...]:
-        return shapes[layout.source(name).name]
+        return weights.shapes[layout.source(name).name]
 
     try:
         heads = shape(_BIAS.format(0))[1]
@@ -165,19 +164,19 @@ def text_config(path: Path) -> dict[str, Any]:
             "d_model": shape("shared.weight")[1],
             "d_kv": shape(_BLOCK.format(0) + "0.SelfAttention.q.weight")[0] // heads,
             "d_ff": shape(_BLOCK.format(0) + "1.DenseReluDense.wo.weight")[1],
-            "num_layers": count(r"(?:encoder\.block|blocks)\.(\d+)\.", shapes),
+            "num_layers": count(r"(?:encoder\.block|blocks)\.(\d+)\.", weights.shapes),
             "num_heads": heads,
             "feed_forward_proj": "gated-gelu",
         }
     except KeyError as error:
-        raise WeightsError(f"{path} has no tensor {error}; fetch it again") from error
+        raise WeightsError(f"{weights.path} has no tensor {error}; fetch it again") from error
 
 
 def load_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> WanTextEncoder:
     """A stored UMT5 with the tokenizer that it carries, or that lies beside it."""
     weights = Weights(path)
-    model = load_encoder(text_config(path), weights, _text_layout(weights.shapes), dtype, device)
-    return WanTextEncoder(Tokenizer(_tokenizer_of(path)), model, length)
+    model = load_encoder(text_config(weights), weights, _text_layout(weights.shapes), dtype, device)
+    return WanTextEncoder(Tokenizer(_tokenizer_of(weights)), model, length)
 
 
 def _text_layout(names: Container[str]) -> Layout:
@@ -194,10 +193,10 @@ def _sets_of_weights(folder: Path) -> Iterator[Path]:
         yield from files_in(inside, PICKLED)
 
 
-def _tokenizer_of(text: Path) -> Path:
+def _tokenizer_of(text: Weights) -> Path:
     """The file with the tokenizer: the text encoder's own, or one in its folder or below."""
-    if TOKENIZER in Weights(text).shapes:
-        return text
-    names = ("spiece.model", "tokenizer.json")
-    found = sorted({path.parent for name in names for path in text.parent.rglob(name)})
-    return tokenizer_file(only(found, "tokenizer", text.parent, "google/umt5-xxl of the release"))
+    if TOKENIZER in text.shapes:
+        return text.path
+    folder, names = text.path.parent, ("spiece.model", "tokenizer.json")
+    found = sorted({path.parent for name in names for path in folder.rglob(name)})
+    return tokenizer_file(only(found, "tokenizer", folder, "google/umt5-xxl of the release"))
