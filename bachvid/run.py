@@ -28,7 +28,7 @@ from bachvid.folder import Made, RunFolder, manifest, slug
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.group import Group, vanilla
 from bachvid.method.identity import Trajectory, fingerprint
-from bachvid.method.prompts import encode_prompts
+from bachvid.method.prompts import Written, encode_prompts, write_prompts
 from bachvid.method.scout import Scouted
 from bachvid.method.spans import Parts
 from bachvid.method.words import Ask, Words
@@ -41,7 +41,7 @@ from bachvid.sampling.guidance import dynamic, static
 from bachvid.sampling.sampler import read_sampler
 from bachvid.settings import Settings, resolve
 from bachvid.settings import add_arguments as add_settings
-from bachvid.story import Story, find_model, find_stories
+from bachvid.story import Story, find_model, find_stories, of_each
 
 AGREEMENT = {
     "psnr_bg": "place (dB)",
@@ -93,14 +93,13 @@ def check_flags(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def encode(runs: Sequence[Run]) -> None:
-    """Gives all runs their prompts, so that a word wrong in the last is told before the first is made."""
+    """Gives all runs their prompts; a word wrong in the last is told before a weight is read."""
     checkpoint, settings = runs[0].checkpoint, runs[0].settings
     encoder = checkpoint.text_encoder(settings.dtype, settings.device)
-    for number, run in enumerate(runs, start=1):
-        try:
-            run.encode(encoder)
-        except ValueError as error:
-            raise UsageError(f"In group {number}: {error}" if len(runs) > 1 else str(error)) from error
+    written = of_each(runs, partial(Run.write, encoder=encoder))
+    for run, prompts in zip(runs, written, strict=True):
+        run.prompts = encode_prompts(encoder, prompts)
+        run.negative = encoder.encode(encoder.clean(settings.negative))
     del encoder
     gc.collect()  # transformers leaves it in a cycle, with up to 11 GB
 
@@ -124,14 +123,13 @@ class Run:
     prompts: Sequence[Prompt] = field(init=False, repr=False)  # the identity's first
     negative: Tensor = field(init=False, repr=False)
 
-    def encode(self, encoder: TextEncoder) -> None:
-        """Every prompt, and the negative one; an earlier run's identity keeps the order it was made with."""
-        settings, known = self.settings, []
+    def write(self, encoder: TextEncoder) -> list[Written]:
+        """Every prompt; that of an earlier run's identity keeps the order it was made with."""
+        known = []
         if self.joined:  # its mask is known too, so whatever words the story names are not looked for in it
-            known = encode_prompts(encoder, [self.joined.parts], replace(self.joined.recipe, words="all"))
+            known = write_prompts(encoder, [self.joined.parts], replace(self.joined.recipe, words="all"))
         chosen = partial(self.words, clean=encoder.clean)
-        self.prompts = [*known, *encode_prompts(encoder, self.story.videos, settings.recipe, chosen)]
-        self.negative = encoder.encode(encoder.clean(settings.negative))
+        return [*known, *write_prompts(encoder, self.story.videos, self.settings.recipe, chosen)]
 
     def make(self) -> None:
         """Text to latents, latents to pixels, pixels to files."""

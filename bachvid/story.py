@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from bachvid.errors import StoryError, UsageError
 from bachvid.method.spans import Parts
@@ -13,6 +14,9 @@ from bachvid.method.words import Marks, unmarked
 
 FORM = "background#character#action"
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+
+Group = TypeVar("Group")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,17 @@ def read_stories(path: Path) -> list[Story]:
     if not stories:
         raise StoryError(f"The story is empty. Write one {FORM} line for each video.", path)
     return stories
+
+
+def of_each(groups: Sequence[Group], find: Callable[[Group], Found]) -> list[Found]:
+    """What `find` returns for every group; where it raises ValueError, UsageError tells for which."""
+    found = []
+    for number, group in enumerate(groups, start=1):
+        try:
+            found.append(find(group))
+        except ValueError as error:
+            raise UsageError(f"In group {number}: {error}" if len(groups) > 1 else str(error)) from error
+    return found
 
 
 def _read_line(line: str, path: Path, number: int) -> Parts:

@@ -37,7 +37,7 @@ def random_model(folder: Path, name: str, layers: int = 2) -> Path:
     save_model(tiny.randomised(family.dit(dit)), folder / "transformer")
     tokenizer = make_tokenizer(folder / "tokenizer", big.text.length, seed=0)
     encoder = tiny.randomised(make_encoder(replace(big.text, layers=1), tokenizer.size))
-    TEXT_ENCODERS[big.text.kind](tokenizer, encoder, big.text.length).save(folder)
+    TEXT_ENCODERS[big.text.kind](tokenizer, lambda: encoder, big.text.length).save(folder)
     save_index(folder, family.pipeline, family.scheduler)
     videos = {"size": [big.dit.height * 3 // 2, big.dit.height], "frames": big.dit.clips.frames, "fps": 8}
     (folder / "training.json").write_text(json.dumps({"videos": videos}))

@@ -214,6 +214,15 @@ def test_a_story_of_one_video_is_told(
     assert main(["calibrate", str(hollow), *flags, *more, "--groups", "1"]) == 3  # the second is not used
 
 
+def test_a_prompt_that_is_too_long_is_told(
+    hollow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stories, fox = tmp_path / "stories.txt", "a hill#a red fox#"
+    stories.write_text(f"{fox}waves\n{fox}jumps\n\n{fox}waves\n{fox}{'jumps ' * 600}\n")
+    said = refused(capsys, hollow, "--stories", str(stories), "--plan")
+    assert "In group 2: The prompt has" in said and "shorten the action" in said
+
+
 @pytest.mark.parametrize("left_out", [0, 1])
 def test_nobody_need_judge_where_nothing_is_left_out(hollow: Path, tmp_path: Path, left_out: int) -> None:
     flags = [str(hollow), "--vital", "all", "--left-out", str(left_out), "--preset", str(tmp_path / "preset")]

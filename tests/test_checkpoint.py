@@ -337,7 +337,7 @@ def test_damage_is_told_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match=message) as caught:
         parts = open_checkpoint(folder)
-        parts.vae(), parts.transformer(), parts.text_encoder()
+        parts.vae(), parts.transformer(), parts.text_encoder().model
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     assert not (tmp_path / "sprung").exists()
 

@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bachvid.__main__ import main
 from bachvid.console import Console
@@ -233,12 +233,15 @@ def damaged(pipelines: dict[str, Path], folder: Path, what: str) -> Path:
         weights.unlink()
     if what == "truncated":
         weights.write_bytes(weights.read_bytes()[:-1000])
+    if what == "zero text":
+        tokens = folder / "text_encoder/model.safetensors"
+        save_file({name: tensor.zero_() for name, tensor in load_file(tokens).items()}, tokens)
     if what == "mismatched":
         weights.write_bytes((pipelines["1.5"] / weights.relative_to(folder)).read_bytes())
     return folder
 
 
-@pytest.mark.parametrize("what", ["missing", "truncated", "mismatched"])
+@pytest.mark.parametrize("what", ["missing", "truncated", "mismatched", "zero text"])
 def test_bad_weights_end_with_a_sentence_and_code_3(
     pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
@@ -290,6 +293,17 @@ def test_bad_input_ends_with_a_sentence_and_code_2(
     assert sentence in said
     assert_one_sentence(said)
     assert not out.exists()
+
+
+def test_a_prompt_that_is_too_long_is_told_before_any_weight_is_read(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, stories = damaged(pipelines, tmp_path / "model", "zero text"), tmp_path / "stories.txt"
+    stories.write_text(f"a kitchen#a fox#looks\n\na kitchen#a fox#{'opens ' * 40}\n")
+    assert run("--model", model, stories, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "In group 2: The prompt has" in said and "shorten the action" in said
+    assert_one_sentence(said)
 
 
 def test_a_folder_that_is_taken_or_cannot_be_written_is_refused(

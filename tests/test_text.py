@@ -238,4 +238,4 @@ def test_a_wrong_text_encoder_is_refused(root: Path, tmp_path: Path, damage: Cal
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "text_encoder")
     with pytest.raises(WeightsError, match=message):
-        TextEncoder.from_folder(tmp_path)
+        assert TextEncoder.from_folder(tmp_path).model

@@ -26,13 +26,14 @@ from bachvid.evaluate.ledger import Ledger
 from bachvid.evaluate.studio import Studio, is_of_stage, timesteps_of
 from bachvid.method.identity import fingerprint
 from bachvid.method.mask import Split
+from bachvid.method.prompts import write_prompts
 from bachvid.method.recipe import own_recipe
 from bachvid.method.spans import Parts
 from bachvid.models.checkpoint import open_checkpoint
 from bachvid.settings import DTYPES, best_device, best_dtype, usable_device
 from bachvid.stage.captions import caption
 from bachvid.stage.world import sample_group
-from bachvid.story import find_model, read_stories
+from bachvid.story import find_model, of_each, read_stories
 
 # What a plan assumes: about what an H100 makes of a large model in bf16, and two CPU cores of a small one.
 TFLOPS = {"cuda": 400.0, "cpu": 0.03}
@@ -90,6 +91,8 @@ def main(args: argparse.Namespace) -> int:
     dtype = DTYPES[args.dtype] if args.dtype else best_dtype(device, checkpoint)
     recipe = recipe.at(timesteps_of(checkpoint, args.steps or recipe.steps))
     recipe = replace(recipe, mask_split=args.mask_split or recipe.mask_split)
+    encoder = checkpoint.text_encoder()
+    of_each(stories, lambda videos: write_prompts(encoder, videos, recipe))  # before any weight is read
     left_out = min(args.left_out, len(stories)) if has_judge(args, is_of_stage(folder)) else 0
     cost = estimate(checkpoint, recipe.steps, len(stories), len(stories[0]), left_out, CHECKED, dtype)
     console.say(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.frame import FrameVideo
 from bachvid.method.group import MainRun
-from bachvid.method.prompts import encode_prompts
+from bachvid.method.prompts import encode_prompts, write_prompts
 from bachvid.method.recipe import Recipe
 from bachvid.method.scout import Scouted, look_at, read_on
 from bachvid.method.spans import Parts
@@ -70,7 +70,7 @@ class Studio:
 
     def prompts(self, videos: Sequence[Parts]) -> list[Prompt]:
         """Encoded prompts with their spans."""
-        return encode_prompts(self.encoder, videos, self.recipe)
+        return encode_prompts(self.encoder, write_prompts(self.encoder, videos, self.recipe))
 
     def grid(self) -> Grid:
         """The tokens of a video."""

@@ -149,7 +149,7 @@ class Checkpoint(ABC):
     def text_encoder(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> TextEncoder:
-        """The text encoder, loaded."""
+        """The text encoder, which is loaded when it is first needed."""
 
 
 def read_part(part: Path, class_name: str, read: Callable[[Mapping[str, Any]], Config]) -> Config:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -162,17 +162,17 @@ def _from_tokenizer_json(content: bytes) -> _Backend:
 
 
 class TextEncoder:
-    """Tokenizer and T5 as one, as CogVideoX has them: a prompt in, `length` encoded tokens out."""
+    """Tokenizer and T5 as one, as CogVideoX has them: a prompt in, `length` encoded tokens out.
+
+    `load` reads the T5, gigabytes of it, and is called when that is first needed: what is wrong with a prompt
+    can be told before.
+    """
 
     kind: ClassVar[str] = "t5"  # the `model_type` in its config.json
 
-    def __init__(self, tokenizer: Tokenizer, model: Any, length: int) -> None:
-        if tokenizer.size > model.config.vocab_size:
-            raise WeightsError(
-                f"{tokenizer.file} has {tokenizer.size} tokens, the text encoder beside it knows "
-                f"{model.config.vocab_size}; take both from one model"
-            )
-        self.tokenizer, self.model, self.length = tokenizer, model, length
+    def __init__(self, tokenizer: Tokenizer, load: Callable[[], Any], length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        self._load = load
 
     @classmethod
     def from_folder(
@@ -184,15 +184,26 @@ class TextEncoder:
     ) -> TextEncoder:
         """The encoder in `tokenizer/` and `text_encoder/` of a checkpoint, or in one folder that holds both.
 
-        Nothing is fetched, and loading is strict: WeightsError names what is missing or damaged.
+        Nothing is fetched, and reading is strict: WeightsError names what is missing or damaged.
         """
         root = Path(root)
         whole = not (root / "text_encoder").is_dir()
         tokenizer = Tokenizer.from_folder(root if whole else root / "tokenizer")
         folder = root if whole else root / "text_encoder"
         settings, weights = read_config(folder / "config.json", "model_type", cls.kind), Weights(folder)
-        model = load_encoder(settings, weights, t5_encoder(weights.shapes), dtype, device)
-        return cls(tokenizer, model, length)
+        layout = t5_encoder(weights.shapes)
+        return cls(tokenizer, partial(load_encoder, settings, weights, layout, dtype, device), length)
+
+    @cached_property
+    def model(self) -> Any:
+        """transformers' encoder, loaded; WeightsError as of `from_folder`."""
+        model = self._load()
+        if self.tokenizer.size > model.config.vocab_size:
+            raise WeightsError(
+                f"{self.tokenizer.file} has {self.tokenizer.size} tokens, the text encoder beside it knows "
+                f"{model.config.vocab_size}; take both from one model"
+            )
+        return model
 
     def clean(self, text: str) -> str:
         """A prompt, or a part of one, as the model's authors pass it on: CogVideoX's unchanged."""

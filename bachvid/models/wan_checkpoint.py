@@ -18,7 +18,7 @@ from bachvid.models.wan_layouts import wan_vae_diffusers
 from bachvid.models.wan_original import (
     SCHEDULER,
     find_parts,
-    load_text,
+    open_text,
     text_config,
     vae_config,
 )
@@ -134,5 +134,5 @@ class WanCheckpoint(Checkpoint):
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> TextEncoder:
         if self.layout == "original":
-            return load_text(self.text_path, self.text_length, dtype, device)
+            return open_text(self.text_path, self.text_length, dtype, device)
         return WanTextEncoder.from_folder(self.text_path, self.text_length, dtype, device)

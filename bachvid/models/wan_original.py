@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,11 +173,12 @@ def text_config(weights: Weights) -> dict[str, Any]:
         raise WeightsError(f"{weights.path} has no tensor {error}; fetch it again") from error
 
 
-def load_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> WanTextEncoder:
+def open_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> WanTextEncoder:
     """A stored UMT5 with the tokenizer that it carries, or that lies beside it."""
     weights = Weights(path)
-    model = load_encoder(text_config(weights), weights, _text_layout(weights.shapes), dtype, device)
-    return WanTextEncoder(Tokenizer(_tokenizer_of(weights)), model, length)
+    settings, layout = text_config(weights), _text_layout(weights.shapes)
+    load = partial(load_encoder, settings, weights, layout, dtype, device)
+    return WanTextEncoder(Tokenizer(_tokenizer_of(weights)), load, length)
 
 
 def _text_layout(names: Container[str]) -> Layout:

@@ -80,8 +80,8 @@ def load_frozen(recipe: Recipe, work: Work, seed: int, device: torch.device) -> 
         for parameter in model.parameters():
             parameter.copy_(parameter.to(half))
         model.to(device)
-    reader = TEXT_ENCODERS[recipe.text.kind](the_tokenizer(recipe, work, seed), encoder, recipe.text.length)
-    return Frozen(vae, reader)
+    reader = TEXT_ENCODERS[recipe.text.kind]
+    return Frozen(vae, reader(the_tokenizer(recipe, work, seed), lambda: encoder, recipe.text.length))
 
 
 def the_tokenizer(recipe: Recipe, work: Work, seed: int) -> Tokenizer:

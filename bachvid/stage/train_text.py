@@ -163,7 +163,7 @@ class TextTask:
     def inspect(self, model: nn.Module) -> dict[str, Any]:
         """What linear probes read from the encoder's outputs, each a share in [0, 1]."""
         assert isinstance(model, GuessWords)
-        reader = TEXT_ENCODERS[self.recipe.kind](self.tokenizer, model.encoder, self.recipe.length)
+        reader = TEXT_ENCODERS[self.recipe.kind](self.tokenizer, lambda: model.encoder, self.recipe.length)
         return probe(reader)
 
     def _disguise(self, ids: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
