@@ -45,7 +45,7 @@ class Studio:
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
     ) -> Studio:
-        """Load every part; the autoencoder in float32, the others in `dtype`."""
+        """Load its parts; the autoencoder in float32, the others in `dtype`, the text encoder when needed."""
         own = checkpoint.format
         return cls(
             model=checkpoint.transformer(dtype, device),
