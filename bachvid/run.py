@@ -97,9 +97,9 @@ def encode(runs: Sequence[Run]) -> None:
     checkpoint, settings = runs[0].checkpoint, runs[0].settings
     encoder = checkpoint.text_encoder(settings.dtype, settings.device)
     written = of_each(runs, partial(Run.write, encoder=encoder))
+    negative = encoder.encode(encoder.clean(settings.negative))
     for run, prompts in zip(runs, written, strict=True):
-        run.prompts = encode_prompts(encoder, prompts)
-        run.negative = encoder.encode(encoder.clean(settings.negative))
+        run.prompts, run.negative = encode_prompts(encoder, prompts), negative
     del encoder
     gc.collect()  # transformers leaves it in a cycle, with up to 11 GB
 
