@@ -295,14 +295,24 @@ def test_bad_input_ends_with_a_sentence_and_code_2(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "place"),
+    [([], "In group 2: The prompt"), (["--negative", "opens " * 40], "bachvid: the prompt")],
+    ids=["in the story", "the negative"],
+)
 def test_a_prompt_that_is_too_long_is_told_before_any_weight_is_read(
-    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pipelines: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    place: str,
 ) -> None:
     model, stories = damaged(pipelines, tmp_path / "model", "zero text"), tmp_path / "stories.txt"
-    stories.write_text(f"a kitchen#a fox#looks\n\na kitchen#a fox#{'opens ' * 40}\n")
-    assert run("--model", model, stories, "--out", tmp_path / "out") == 2
+    action = "opens" if flags else "opens " * 40
+    stories.write_text(f"a kitchen#a fox#looks\n\na kitchen#a fox#{action}\n")
+    assert run("--model", model, stories, "--out", tmp_path / "out", *flags) == 2
     said = capsys.readouterr().err
-    assert "In group 2: The prompt has" in said and "shorten the action" in said
+    assert f"{place} has" in said and "shorten" in said
     assert_one_sentence(said)
 
 

@@ -191,19 +191,35 @@ class TextEncoder:
         tokenizer = Tokenizer.from_folder(root if whole else root / "tokenizer")
         folder = root if whole else root / "text_encoder"
         settings, weights = read_config(folder / "config.json", "model_type", cls.kind), Weights(folder)
-        layout = t5_encoder(weights.shapes)
+        return cls.stored(tokenizer, settings, weights, t5_encoder(weights.shapes), length, dtype, device)
+
+    @classmethod
+    def stored(
+        cls,
+        tokenizer: Tokenizer,
+        settings: Mapping[str, Any],
+        weights: Weights,
+        layout: Layout,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> TextEncoder:
+        """The encoder whose `config.json` has these settings, in weights of that layout, with its tokenizer.
+
+        WeightsError if they are of two models.
+        """
+        table = weights.shapes.get(layout.source("shared.weight").name)  # None: told when the T5 is read
+        if table and tokenizer.size > table[0]:
+            raise WeightsError(
+                f"{tokenizer.file} has {tokenizer.size} tokens, the text encoder beside it knows "
+                f"{table[0]}; take both from one model"
+            )
         return cls(tokenizer, partial(load_encoder, settings, weights, layout, dtype, device), length)
 
     @cached_property
     def model(self) -> Any:
         """transformers' encoder, loaded; WeightsError as of `from_folder`."""
-        model = self._load()
-        if self.tokenizer.size > model.config.vocab_size:
-            raise WeightsError(
-                f"{self.tokenizer.file} has {self.tokenizer.size} tokens, the text encoder beside it knows "
-                f"{model.config.vocab_size}; take both from one model"
-            )
-        return model
+        return self._load()
 
     def clean(self, text: str) -> str:
         """A prompt, or a part of one, as the model's authors pass it on: CogVideoX's unchanged."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from bachvid.models.layouts import TOKENIZER, Layout, t5_encoder
-from bachvid.models.text import Tokenizer, WanTextEncoder, load_encoder, tokenizer_file
+from bachvid.models.text import TextEncoder, Tokenizer, WanTextEncoder, tokenizer_file
 from bachvid.models.wan import CHECKPOINTS, WanConfig
 from bachvid.models.wan_vae import WanVAEConfig
 from bachvid.models.weights import (
@@ -173,12 +172,12 @@ def text_config(weights: Weights) -> dict[str, Any]:
         raise WeightsError(f"{weights.path} has no tensor {error}; fetch it again") from error
 
 
-def open_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> WanTextEncoder:
+def open_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
     """A stored UMT5 with the tokenizer that it carries, or that lies beside it."""
     weights = Weights(path)
     settings, layout = text_config(weights), _text_layout(weights.shapes)
-    load = partial(load_encoder, settings, weights, layout, dtype, device)
-    return WanTextEncoder(Tokenizer(_tokenizer_of(weights)), load, length)
+    tokenizer = Tokenizer(_tokenizer_of(weights))
+    return WanTextEncoder.stored(tokenizer, settings, weights, layout, length, dtype, device)
 
 
 def _text_layout(names: Container[str]) -> Layout:
