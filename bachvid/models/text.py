@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -181,7 +181,7 @@ class TextEncoder:
         length: int = 226,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-    ) -> TextEncoder:
+    ) -> Self:
         """The encoder in `tokenizer/` and `text_encoder/` of a checkpoint, or in one folder that holds both.
 
         Nothing is fetched, and reading is strict: WeightsError names what is missing or damaged.
@@ -203,7 +203,7 @@ class TextEncoder:
         length: int,
         dtype: torch.dtype,
         device: torch.device | str,
-    ) -> TextEncoder:
+    ) -> Self:
         """The encoder whose `config.json` has these settings, in weights of that layout, with its tokenizer.
 
         WeightsError if they are of two models.

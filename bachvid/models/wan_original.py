@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bachvid.models.layouts import TOKENIZER, Layout, t5_encoder
-from bachvid.models.text import TextEncoder, Tokenizer, WanTextEncoder, tokenizer_file
+from bachvid.models.text import Tokenizer, WanTextEncoder, tokenizer_file
 from bachvid.models.wan import CHECKPOINTS, WanConfig
 from bachvid.models.wan_vae import WanVAEConfig
 from bachvid.models.weights import (
@@ -172,7 +172,7 @@ def text_config(weights: Weights) -> dict[str, Any]:
         raise WeightsError(f"{weights.path} has no tensor {error}; fetch it again") from error
 
 
-def open_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
+def open_text(path: Path, length: int, dtype: torch.dtype, device: torch.device | str) -> WanTextEncoder:
     """A stored UMT5 with the tokenizer that it carries, or that lies beside it."""
     weights = Weights(path)
     settings, layout = text_config(weights), _text_layout(weights.shapes)
