@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import current_thread, main_thread
 
 
 class Exit(IntEnum):
@@ -20,6 +23,11 @@ class Exit(IntEnum):
     WEIGHTS = 3  # missing or wrong
     MEMORY = 4  # of the accelerator or of the host
     INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
+    TERMINATED = 143  # and of one that was told to end, as schedulers do before they kill
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was told to end; what is half-written is cleared away, as at Ctrl-C."""
 
 
 class UsageError(ValueError):
@@ -56,7 +64,8 @@ def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespa
     A failure becomes one sentence on stderr; its traceback is shown only where `args.debug` is set.
     """
     try:
-        return command(args)
+        with told_to_end():
+            return command(args)
     except (Exception, KeyboardInterrupt) as error:
         if args.debug:
             traceback.print_exc()
@@ -65,10 +74,29 @@ def guarded(command: Callable[[argparse.Namespace], int], args: argparse.Namespa
         return code
 
 
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """While it lasts, SIGTERM raises Terminated in the main thread, the only one that hears signals."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def exit_of(error: BaseException) -> Exit:
     """The exit code that an exception stands for."""
     from bachvid.models.checkpoint import WeightsError  # not above: `bachvid --help` need not wait for torch
 
+    if isinstance(error, Terminated):
+        return Exit.TERMINATED
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
     if isinstance(error, WeightsError):
@@ -85,6 +113,8 @@ def sentence_of(error: BaseException, code: Exit) -> str:
     match code:
         case Exit.INTERRUPTED:
             return "interrupted."
+        case Exit.TERMINATED:
+            return "told to end (SIGTERM)."
         case Exit.MEMORY:
             less = "a smaller size or fewer frames need less, and --vae-tiling while decoding"
             return f"out of memory; {less} ({first_line(error)})."

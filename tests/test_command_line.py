@@ -7,6 +7,7 @@ import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,10 @@ def interrupt() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 FAILURES = {
     "a flag": (refuse(UsageError("--steps must be 1 or more.")), 2, "--steps must be 1 or more."),
     "a story": (
@@ -53,6 +58,7 @@ FAILURES = {
     "a library's value error": (lambda: json.loads("{"), 1, "JSONDecodeError: Expecting"),
     "a bug": (lambda: {}["latents"], 1, "KeyError: 'latents' (--debug shows where)"),
     "Ctrl-C": (interrupt, 130, "interrupted."),
+    "a scheduler": (terminate, 143, "told to end (SIGTERM)."),
 }
 
 
@@ -75,6 +81,14 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_command_that_succeeds_keeps_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(lambda args: 5, Namespace(debug=False)) == 5
     assert capsys.readouterr() == ("", "")
+
+
+def test_outside_a_command_signals_are_whose_they_were() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code(terminate) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    with ThreadPoolExecutor() as pool:  # where signals cannot be handled, a command runs all the same
+        assert pool.submit(guarded, lambda args: 5, Namespace(debug=False)).result() == 5
 
 
 def test_an_assertion_is_our_bug(capsys: pytest.CaptureFixture[str]) -> None:
