@@ -127,8 +127,11 @@ def sentence_of(error: BaseException, code: Exit) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    # On the host, torch has no class for it: its allocator raises a plain RuntimeError and signs it.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    # On the host and on MPS, torch has no class for it: their allocators raise a plain RuntimeError.
+    signs = ("DefaultCPUAllocator", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
 
 
 def raised_here(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bachvid.errors import UsageError, check_writable
-from bachvid.method.mask import Spans
+from bachvid.method.denoiser import Prompt
 from bachvid.method.spans import Parts
 from bachvid.models.weights import save
 from bachvid.pictures.files import write_json
@@ -29,7 +29,7 @@ class Made:
     parts: Parts
     latents: Tensor
     seed: int
-    spans: Spans  # the tokens of its prompt that masks look for
+    prompt: Prompt
     mask: Tensor | None = None  # T h w bool
     partner: Tensor | None = None  # N int64, the identity's token that each of its tokens matches
     note: str | None = None  # what was left out, in one sentence
@@ -97,8 +97,8 @@ def manifest(videos: list[Made], seconds: dict[str, float]) -> dict[str, Any]:
         "videos": [
             {
                 "folder": video.name,
-                "prompt": video.parts.prompt(),
-                "tokens": {name: span.cpu().tolist() for name, span in video.spans._asdict().items()},
+                "prompt": video.prompt.wording,
+                "tokens": {name: span.cpu().tolist() for name, span in video.prompt.spans._asdict().items()},
                 "seed": video.seed,
                 "frames": len(video.frames),
                 "foreground": None if video.mask is None else round(video.mask.float().mean().item(), 4),

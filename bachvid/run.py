@@ -237,14 +237,15 @@ class Run:
 
     def keep(self, take: Take, name: str, parts: Parts) -> Made:
         """A video whose latents are final, and on disk."""
-        made = Made(name, parts, take.latents, take.seed, take.prompt.spans)
+        made = Made(name, parts, take.latents, take.seed, take.prompt)
         self.folder.write_latents(made)
         return made
 
     def keep_identity(self, denoiser: Denoiser, identity: Scouted) -> Made:
         """The identity, and its trajectory on disk where that was asked for."""
         if self.save_identity:
-            whole = Trajectory.of(identity, self.parts[0], self.settings.recipe, self.world(denoiser))
+            recipe = self.joined.recipe if self.joined else self.settings.recipe  # the one it was made by
+            whole = Trajectory.of(identity, self.parts[0], recipe, self.world(denoiser))
             whole.save(self.folder / "identity/trajectory.safetensors")
         return self.keep(identity.take, *self.named("shots")[0])
 
@@ -295,7 +296,7 @@ class Run:
         names = ("scheduler", "steps", "guidance", "dynamic_guidance", "negative", "size", "frames")
         assert isinstance(denoiser.model, torch.nn.Module)
         model = fingerprint(denoiser.model, self.checkpoint.config)
-        return {"dtype": settings["dtype"]["value"], "model": model} | {
+        return {"model": model, "dtype": settings["dtype"]["value"]} | {
             name: settings[name]["value"] for name in names
         }
 

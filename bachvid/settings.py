@@ -31,6 +31,12 @@ SOLVERS: dict[str, dict[str, dict[str, Any]]] = {  # of each family, in the word
         "euler": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
     },
 }
+ORIGINAL_RULES = {  # where Wan's own programs place noise levels; Euler, which they have not, as diffusers
+    "unipc": "original",
+    "dpm++": "original-dpm++",
+    "dpm++sde": "original-dpm++",
+    "euler": "euler",
+}
 FASTEST = 240  # frames a second
 SEEDS = 2**63 - 1024  # torch's end at 2^63, and the videos of a group count on from the first's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -184,6 +190,8 @@ def _scheduler(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
                 f"--solver {args.solver} does not fit a {checkpoint.family} model. Use {' or '.join(known)}."
             )
         changes |= known[args.solver]
+        if checkpoint.scheduler.get("sigma_rule") == "original":  # Wan's own programs place levels by solver
+            changes["sigma_rule"] = ORIGINAL_RULES[args.solver]
         changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if flow else {}
     if args.shift is not None:
         if not flow or not 0 < args.shift < math.inf:

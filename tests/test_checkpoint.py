@@ -106,6 +106,13 @@ def save_original(pipe: CogVideoXPipeline, folder: Path) -> None:
     shutil.copy(pipe.tokenizer.vocab_file, folder / "xxl")
 
 
+def drop(file: Path, name: str) -> None:
+    """Save a pickled autoencoder again without one of its tensors."""
+    state = torch.load(file, weights_only=True)
+    del state["state_dict"][name]
+    torch.save(state, file)
+
+
 def prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}
 
@@ -352,6 +359,10 @@ def test_damage_is_told_in_one_sentence(
             "must hold one transformer, and there is again/.*, t2v/",
         ),
         (lambda f: (f / "3d-vae.pt").unlink(), "holds no VAE; put 3d-vae.pt there"),
+        (
+            lambda f: drop(f / "3d-vae.pt", "encoder.conv_out.conv.weight"),
+            r"3d-vae\.pt has no tensor 'encoder\.conv_out\.conv\.weight'",
+        ),
         (lambda f: shutil.rmtree(f / "xxl"), "holds no T5; put t5-v1_1-xxl"),
         (lambda f: (f / "xxl" / "spiece.model").unlink(), r"xxl has no spiece\.model"),
     ],
@@ -370,6 +381,8 @@ def test_files_of_others_are_passed_over(pipe: CogVideoXPipeline, tmp_path: Path
     save_original(pipe, tmp_path)
     (tmp_path / "t2v" / "._states.pt").write_bytes(b"no weights")
     (tmp_path / "optimizer.bin").write_bytes(b"no weights either")
+    for number, text in enumerate(("error code: 1015", "Repository not found", "the 1\nof 2", "hello", "")):
+        (tmp_path / f"{number}.bin").write_text(text)  # downloads that failed, and a vocabulary
     assert open_checkpoint(tmp_path).family == "cogvideox"
 
 

@@ -54,6 +54,7 @@ FAILURES = {
     "a value refused below": (lambda: cogvideox_schedule(0), 2, "Choose 1 to 1000"),
     "no weights": (lambda: open_checkpoint("no/such/folder"), 3, "no/such/folder"),
     "host memory": (lambda: torch.empty(2**46), 4, "out of memory; a smaller size"),
+    "apple memory": (refuse(RuntimeError("MPS backend out of memory (MPS")), 4, "out of memory; a smaller"),
     "python memory": (lambda: bytearray(2**62), 4, "out of memory; a smaller size"),
     "a library's value error": (lambda: json.loads("{"), 1, "JSONDecodeError: Expecting"),
     "a bug": (lambda: {}["latents"], 1, "KeyError: 'latents' (--debug shows where)"),

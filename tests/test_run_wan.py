@@ -5,6 +5,7 @@ pytest tests/test_run_wan.py
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -28,6 +29,9 @@ from bachvid.method.identity import Trajectory
 from bachvid.models.checkpoint import WeightsError, open_checkpoint
 from bachvid.models.wan_original import UMT5_ORIGINAL
 from bachvid.pictures.files import count_frames
+from bachvid.sampling.sampler import read_sampler
+from bachvid.settings import add_arguments as add_settings
+from bachvid.settings import resolve
 
 TEXT = 40
 STORY = ["--background", "a small [kitchen]", "--character", "a red [fox] &amp; a dog"]
@@ -140,10 +144,14 @@ def test_who_joins_names_words_of_its_own(made: Path, model: Path, tmp_path: Pat
         "opens",
     ]
     flags = ["--steps", 4, "--size", "48x32", "--frames", 9, "--preset", tmp_path / "preset.json"]
-    joins = ["--identity", made / "identity/trajectory.safetensors", "--out", tmp_path / "joined"]
-    assert run("--model", model, *words, *flags, *joins) == 0
+    joins = ["--identity", made / "identity/trajectory.safetensors", "--save-identity"]
+    assert run("--model", model, *words, *flags, *joins, "--out", tmp_path / "joined") == 0
     config = json.loads((tmp_path / "joined/config.json").read_text())
     assert config["words"]["background"] == ["window"]
+    identity, shot = json.loads((tmp_path / "joined/manifest.json").read_text())["videos"]
+    assert shot["prompt"].startswith("a big fox") and identity["prompt"].startswith("a small kitchen a red")
+    for saved in (made, tmp_path / "joined"):  # whoever joins either reads the identity's prompt as it was
+        assert not Trajectory.load(saved / "identity/trajectory.safetensors").recipe.character_first
 
 
 @pytest.mark.parametrize("source", ["replay", "cache"])
@@ -174,6 +182,20 @@ def original(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(parents=True)
     (folder / "spiece.model").write_bytes((model.parent / "tokenizer" / "spiece.model").read_bytes())
     return root
+
+
+@pytest.mark.parametrize(
+    ("solver", "first", "last"),  # timesteps told to the model: those of Wan's own code, and of diffusers
+    [("unipc", 999, 92), ("dpm++", 1000, 92), ("euler", 1000, 24.4)],
+)
+def test_an_original_release_places_levels_by_its_solver(
+    original: Path, solver: str, first: float, last: float
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    settings = resolve(parser.parse_args(["--solver", solver]), open_checkpoint(original), original)
+    timesteps = read_sampler(settings.scheduler, 50).schedule.timesteps
+    assert (timesteps[0], timesteps[-1]) == pytest.approx((first, last), abs=0.5)
 
 
 @torch.no_grad()
@@ -322,6 +344,19 @@ def test_a_half_of_wan_2_2_is_told(
     (folder / name).unlink()
     assert run("--model", folder, *actions("looks"), "--out", tmp_path / "x") == 3
     assert f"is a Wan2.2 ({min(kept)}), which has two denoisers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["encoder.conv1.weight", "conv2.weight"])
+def test_an_autoencoder_with_a_hole_is_told(
+    original: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(original, tmp_path / "holed")
+    state = torch.load(tmp_path / "holed/Wan2.1_VAE.pth", weights_only=True)
+    torch.save(
+        {key: tensor for key, tensor in state.items() if key != name}, tmp_path / "holed/Wan2.1_VAE.pth"
+    )
+    assert run("--model", tmp_path / "holed", *actions("looks"), "--out", tmp_path / "x") == 3
+    assert f"Wan2.1_VAE.pth has no tensor '{name}'" in capsys.readouterr().err
 
 
 def test_a_missing_shard_is_told(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

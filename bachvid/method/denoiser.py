@@ -19,10 +19,11 @@ from bachvid.sampling.sampler import Sampler
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An encoded prompt (1, L, text_width) and the spans of its parts."""
+    """An encoded prompt (1, L, text_width), the spans of its parts, and how it read."""
 
     text: Tensor
     spans: Spans
+    wording: str = ""
 
 
 @dataclass(eq=False, kw_only=True)

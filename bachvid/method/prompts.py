@@ -44,4 +44,7 @@ def write_prompts(
 def encode_prompts(encoder: TextEncoder, written: Sequence[Written]) -> list[Prompt]:
     """The same prompts, encoded."""
     texts = [encoder.encode(prompt.text) for prompt in written]
-    return [Prompt(text, prompt.spans.to(text.device)) for text, prompt in zip(texts, written, strict=True)]
+    return [
+        Prompt(text, prompt.spans.to(text.device), prompt.text)
+        for text, prompt in zip(texts, written, strict=True)
+    ]

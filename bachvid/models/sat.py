@@ -96,13 +96,16 @@ def vae_config(file: Path, transformer: CogVideoXConfig) -> CogVideoXVAEConfig:
     """The numbers of a stored VAE; how its latents are scaled follows from the transformer beside it."""
     shapes = Weights(file).shapes
     blocks = count(r"encoder\.down\.(\d+)\.", shapes)
-    return CogVideoXVAEConfig.from_dict(
-        {
+    try:
+        shown = {
             "block_out_channels": [shapes[RESNET.format(block, 0)][0] for block in range(blocks)],
             "layers_per_block": count(r"encoder\.down\.0\.block\.(\d+)\.", shapes),
             "latent_channels": shapes["encoder.conv_out.conv.weight"][0] // 2,
-            "scaling_factor": 0.7 if transformer.rotary else 1.15258426,
         }
+    except KeyError as error:
+        raise WeightsError(f"{file} has no tensor {error}; fetch it again") from error
+    return CogVideoXVAEConfig.from_dict(
+        {**shown, "scaling_factor": 0.7 if transformer.rotary else 1.15258426}
     )
 
 

@@ -130,23 +130,21 @@ def transformer_config(path: Path) -> WanConfig:
 def vae_config(path: Path) -> WanVAEConfig:
     """The numbers of a stored VAE, as its shapes show them; the normalisation is the published one."""
     shapes = Weights(path).shapes
-    base = shapes["encoder.conv1.weight"][0]
-    kinds = [
-        (shapes[name][0], f"encoder.downsamples.{n}.time_conv.weight" in shapes)
-        for n in range(count(r"encoder\.downsamples\.(\d+)\.", shapes))
-        if (name := f"encoder.downsamples.{n}.resample.1.weight") in shapes
-    ]
-    last = shapes["encoder.head.0.gamma"][0]
-    per_block = next(n for n in range(len(shapes)) if f"encoder.downsamples.{n}.resample.1.weight" in shapes)
-    return WanVAEConfig.from_dict(
-        {
+    resampled = r"encoder.downsamples.{}.resample.1.weight".format
+    downsamples = range(count(r"encoder\.downsamples\.(\d+)\.", shapes))
+    resamples = [n for n in downsamples if resampled(n) in shapes]
+    try:
+        base, last = shapes["encoder.conv1.weight"][0], shapes["encoder.head.0.gamma"][0]
+        shown = {
             "base_dim": base,
             "z_dim": shapes["conv2.weight"][0],
-            "dim_mult": [*(width // base for width, _ in kinds), last // base],
-            "num_res_blocks": per_block,
-            "temperal_downsample": [time for _, time in kinds],
+            "dim_mult": [*(shapes[resampled(n)][0] // base for n in resamples), last // base],
+            "num_res_blocks": next(iter(resamples), 0),
+            "temperal_downsample": [f"encoder.downsamples.{n}.time_conv.weight" in shapes for n in resamples],
         }
-    )
+    except (KeyError, IndexError) as error:
+        raise WeightsError(f"{path} has no tensor {error}; fetch it again") from error
+    return WanVAEConfig.from_dict(shown)
 
 
 def text_config(weights: Weights) -> dict[str, Any]:

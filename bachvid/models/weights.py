@@ -41,9 +41,9 @@ def load(
 ) -> Model:
     """The model that `build` makes, in eval mode; its parameters are read, cast and moved one by one.
 
-    Memory never holds more than the model and one tensor. Parameters with a name part in `wide` stay float32.
-    Raises WeightsError unless every stored tensor that the layout keeps is used, every parameter found and
-    every shape equal.
+    Of .safetensors and of PyTorch's newer archives, one tensor at a time is in memory beside the model.
+    Parameters with a name part in `wide` stay float32. Raises WeightsError unless every stored tensor that
+    the layout keeps is used, every parameter found and every shape equal.
     """
     with torch.device("meta"):
         model = build()
@@ -209,7 +209,7 @@ def _pickled(file: Path) -> Iterator[tuple[str, _Stored]]:
         raise WeightsError(
             f"{file} holds more than tensors, and could run code, so it stays shut; save it as .safetensors"
         ) from error
-    except (RuntimeError, OSError, EOFError) as error:
+    except Exception as error:  # what no pickle is fails in many ways, of which IndexError is one
         raise WeightsError(_damaged(file, error)) from error
     while isinstance(state, dict) and (inner := next((key for key in WRAPPERS if key in state), None)):
         state = state[inner]
