@@ -26,7 +26,6 @@ import sentencepiece  # noqa: F401
 import torch
 import tqdm  # noqa: F401
 import transformers  # noqa: F401
-import yaml  # noqa: F401
 
 SLOW = ("transformers.modeling_utils", "matplotlib")
 ACTS = {"os.chdir", "os.mkdir", "os.remove", "os.rename", "os.system", "socket.connect", "subprocess.Popen"}

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bachvid.calibrate import select
-from bachvid.calibrate.choose import Evidence, choose_vital, rank_matches
+from bachvid.calibrate.choose import (
+    MASK_RULES,
+    Evidence,
+    choose_masks,
+    choose_vital,
+    rank_matches,
+    settle_matches,
+)
 from bachvid.calibrate.consensus import Consensus, agreed_partners
 from bachvid.calibrate.observe import Observed, fused_partners, observe
 from bachvid.calibrate.profile import (
@@ -333,9 +340,45 @@ def test_stability_tells_a_sure_layer_from_a_borderline_one() -> None:
     iou = profile(1.0, 0.7, 0.1, videos=40)
     iou[::2, :, 1] = 0.6
     iou[1::2, :, 1] = 0.8
-    shares = select.stability(lambda draw: select.mask_layers(iou[draw], 0.0, 0.7, 15), 40, 3, seed=0)
+    shares = select.stability(lambda draw: select.mask_layers(iou[draw], 0.0, 0.7, 15), iou, 3, seed=0)
     assert shares[1] == 1 and shares[3] == 0 and 0.2 < shares[2] < 0.8
     assert select.Selection("r", {}, (1,), bootstrap=shares).borderline == (2,)
+
+
+def test_so_many_prompts_can_tell_a_layer_from_chance() -> None:
+    rng = np.random.default_rng(2)
+    for layers in (8, 42):
+        for count, found in ((select.least_prompts(layers), (3,)), (select.least_prompts(layers) - 2, ())):
+            drops = rng.normal(0, 1e-4, (count, layers))
+            drops[:, 2] += 1
+            assert select.outliers(drops) == found
+
+
+@pytest.mark.parametrize("known", [2, 3])
+def test_videos_without_truth_are_in_no_draw(known: int) -> None:
+    """Of few known ones among many, draws of all would be without any now and then."""
+    iou, mse = profile(0.2, 0.9, videos=16), profile(4.0, 1.5, videos=16)
+    iou[known:], mse[known:] = np.nan, np.nan
+    few = np.full(16, 8.0)
+    evidence = Evidence(
+        iou=iou,
+        matches=MatchScores(mse=mse, median=mse, pck1=1 / mse, pck2=1 / mse, points=mse),
+        still=MatchScores(mse=few, median=few, pck1=1 / few, pck2=1 / few, points=few),
+        share=0.1,
+        grid=Grid(1, 2, 2),
+        timesteps=range(5),
+        seed=0,
+        fused_ious=lambda layers: iou[..., [n - 1 for n in layers]].max(-1),
+    )
+    for rule in MASK_RULES:
+        chosen, figure = choose_masks(evidence, rule)
+        assert chosen.bootstrap == {1: 0.0, 2: 1.0} and chosen.tau_interval == (0, 0)
+        assert not np.isnan(figure["by_layer_interval"]).any()
+    ranked, figure = rank_matches(evidence, 1)
+    settled, _ = settle_matches(
+        evidence, ranked, figure, MatchScores(*(each[..., 1] for each in evidence.matches))
+    )
+    assert settled.bootstrap == {1: 0.0, 2: 1.0} and settled.tau_interval == (0, 0)
 
 
 def test_vital_layers_of_both_scores_and_those_that_change_content_alone() -> None:

@@ -149,8 +149,7 @@ def requirements() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     lines = project["dependencies"] + extras["plots"] + extras["prompts"] + extras["bench"]
-    names = {re.split(r"[^\w-]", line)[0] for line in lines}
-    return {{"pyyaml": "yaml"}.get(name, name) for name in names}
+    return {re.split(r"[^\w-]", line)[0] for line in lines}
 
 
 def long_files(path: Path) -> Iterator[str]:

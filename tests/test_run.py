@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -20,8 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from bachvid.__main__ import main
 from bachvid.console import Console
+from bachvid.evaluate.studio import Studio
 from bachvid.method.identity import Trajectory
+from bachvid.method.recipe import PRESETS
+from bachvid.models.checkpoint import open_checkpoint
 from bachvid.pictures.files import count_frames
+from bachvid.pictures.frames import to_frames
 
 PARTS = ("a small kitchen,", "a red fox,", "looks outside.", "opens the window.")
 SOLVERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
@@ -100,6 +106,25 @@ def test_every_step_has_the_latents_of_diffusers(
         assert (mine - theirs).abs().max() <= 1e-4 * scale
     off = load_file(tmp_path / "off/identity/latents.safetensors")["latents"]
     assert torch.equal(off, ours[-1])  # the method never touches the identity
+
+
+@pytest.mark.parametrize("tiling", [False, True])
+def test_a_studio_shows_no_frame_that_only_fills_a_patch(pipelines: dict[str, Path], tiling: bool) -> None:
+    """Of 1.5's latents, the first may be there because patches have two."""
+    checkpoint = open_checkpoint(pipelines["1.5"])
+    frames = 4 * 2 + 1  # three latents, in four
+    checkpoint = replace(
+        checkpoint,
+        config=replace(checkpoint.config, sample_frames=frames),
+        vae_config=replace(checkpoint.vae_config, sample_height=96, sample_width=80),  # tiles that fit
+    )
+    studio = Studio.open(checkpoint, PRESETS["paper-cogvideox-5b"], "cpu", tiling=tiling)
+    assert studio.shape[1] == 4
+    latents = torch.randn(1, 4, studio.shape[2], 12, 14, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        video = studio.vae.to_video(latents[:, 1:], tiling=tiling)[0]
+    developed = studio.develop(latents)
+    assert len(developed) == frames and np.array_equal(developed, to_frames(video))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +57,8 @@ class Analysis:
 
     def seeds(self, group: int) -> list[int]:
         """The noise of a group's videos."""
-        videos = len(self.stories[group])
-        return self.studio.recipe.seeds(self.seed + group * videos, videos)
+        earlier = sum(map(len, self.stories[:group]))
+        return self.studio.recipe.seeds(self.seed + earlier, len(self.stories[group]))
 
     def prompts(self, group: int) -> list[Prompt]:
         return self.studio.prompts(self.stories[group])
@@ -66,14 +67,12 @@ class Analysis:
         """Sees every group that was not seen yet and writes its videos to look at, yielding its number."""
         for number in range(len(self.stories)):
             if not (path := self._path("groups", number)).exists():
-                found = observe(
-                    self.studio.denoiser(), self.studio.recipe, self.prompts(number), self.seeds(number)
-                )
-                for n, latents in enumerate(found.trajectory[:, -1:]):
-                    file = self.folder / "videos" / f"{number:03}-{n}.mp4"
+                given = self.studio.recipe, self.prompts(number), self.seeds(number)
+                save(vars(observe(self.studio.denoiser(), *given)), path)
+            for n in range(len(self.stories[number])):
+                if not (file := self.folder / "videos" / f"{number:03}-{n}.mp4").exists():
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    write_video(file, self.studio.develop(latents.to(self.device)), self.fps)
-                save(vars(found), path)
+                    write_video(file, self.video(number, n), self.fps)
             yield number
 
     def learn(self) -> Iterator[int]:
@@ -148,11 +147,7 @@ class Analysis:
 
     def change(self, recipe: Recipe, group: int) -> float:
         """How far the recipe moves the frame videos of a group from their vanilla twins; measured once."""
-        taus = f"{recipe.tau_mask} {recipe.tau_match}"
-        layers = (
-            " ".join(map(str, each)) for each in (recipe.mask_layers, recipe.match_layers, recipe.kv_layers)
-        )
-        name = f"{group}/lent by {'; '.join((*layers, taus))}"
+        name = f"{group}/lent by {json.dumps(recipe.to_dict())}"
         if name not in (done := self.ledger.done()):
             trajectory = load_file(self._path("groups", group))["trajectory"].to(self.device)
             denoiser = self.studio.denoiser()

@@ -65,7 +65,7 @@ class Evidence:
     def of_layers(self, better: str, values: Array, window: tuple[int, int]) -> dict[str, Any]:
         """The part of a figure that shows single layers, for values (V, S, L) and the steps averaged over."""
         shown = values[:, window[0] : window[1] + 1]
-        draws = select.resamples(len(values), self.seed)
+        draws = select.resamples(values, self.seed)
         profiles = np.array([known_mean(shown[draw], (0, 1)) for draw in draws])
         low, high = np.percentile(profiles, (2.5, 97.5), axis=0)
         return {
@@ -128,7 +128,7 @@ def choose_masks(
         layers=layers,
         tau=tau,
         timestep=float(evidence.timesteps[tau]),
-        bootstrap=select.stability(pick, len(iou), count, evidence.seed),
+        bootstrap=select.stability(pick, iou, count, evidence.seed),
         tau_interval=select.tau_interval(select.first_high, fused, evidence.seed),
         warnings=tuple(warnings),
     ), figure
@@ -182,7 +182,7 @@ def rank_matches(evidence: Evidence, count: int, rule: str = "calm") -> tuple[Se
             "slack": select.TRIFLE,
         },
         layers=layers,
-        bootstrap=select.stability(pick, len(found.mse), found.mse.shape[-1], evidence.seed),
+        bootstrap=select.stability(pick, found.mse, found.mse.shape[-1], evidence.seed),
         warnings=tuple(warnings),
     ), figure
 
@@ -252,7 +252,7 @@ def choose_vital(
         rule=VITAL_RULES[rule],
         parameters={"count": count, "deviations": select.DEVIATIONS, "p": select.CHANCE},
         layers=layers,
-        bootstrap=select.stability(pick, len(quality), len(numbers), seed, draws=100),  # each flips coins
+        bootstrap=select.stability(pick, quality, len(numbers), seed, draws=100),  # each flips coins
         warnings=tuple(warnings),
     ), figure
 
@@ -269,6 +269,6 @@ def _vital(drops: Array, rule: str, count: int, seed: int) -> Layers:
 def _scores(scores: Array, seed: int) -> dict[str, Any]:
     """Mean scores (P, L + 1), the whole video's first, with 95 % intervals of those without a layer."""
     whole, *without = known_mean(scores, 0).tolist()
-    draws = np.array([known_mean(scores[draw, 1:], 0) for draw in select.resamples(len(scores), seed)])
+    draws = np.array([known_mean(scores[draw, 1:], 0) for draw in select.resamples(scores, seed)])
     low, high = np.percentile(draws, (2.5, 97.5), axis=0)
     return {"full": whole, "without": without, "interval": np.stack([low, high], axis=1).tolist()}

@@ -19,6 +19,7 @@ from bachvid.calibrate.procedure import CHECKED, Rules, calibrate
 from bachvid.calibrate.provide import add_arguments as add_truth
 from bachvid.calibrate.provide import find_truth, has_judge
 from bachvid.calibrate.record import write_record
+from bachvid.calibrate.select import least_prompts
 from bachvid.calibrate.truth import Judge, Truth
 from bachvid.console import Console
 from bachvid.errors import StoryError, UsageError, check_writable
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--vital-layers", type=int, metavar="N", help="for --vital top; the paper's share, 15 of 42")
     add_truth(parser)
     flag("--dtype", choices=DTYPES, help="of the denoiser")
+    flag("--vae-tiling", action="store_true", help="decode in tiles: less memory, slightly other pixels")
     flag("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest there is)")
     flag("--plan", action="store_true", help="only say what it will cost")
     assumed = ", ".join(f"{value:g} on {device}" for device, value in TFLOPS.items())
@@ -98,13 +100,20 @@ def main(args: argparse.Namespace) -> int:
     console.say(
         f"{folder.name}: {cost.sentence((args.tflops or TFLOPS.get(device.type, TFLOPS['cpu'])) * 1e12)}"
     )
+    if args.vital == "outliers" and 0 < left_out < (least := least_prompts(checkpoint.config.layers)):
+        console.say(
+            f"By {left_out} videos no layer can be told from chance as vital: those whose loss costs most "
+            f"will lend. {least} would do: --groups {least} --left-out {least}."
+        )
+    if args.vae_tiling:
+        checkpoint.check_tiling()
     if args.plan:
         return 0
     preset, out = preset_file(args, folder), args.out or Path("calibrations") / folder.name
     check_writable(out, "--out", folder=True)
     with console.stage("load"):
         truth, judge = find_truth(args, is_of_stage(folder), device, console.say)
-        studio = Studio.open(checkpoint, recipe, device, dtype)
+        studio = Studio.open(checkpoint, recipe, device, dtype, tiling=args.vae_tiling)
         analysis = begin(studio, truth, judge, stories, args.seed, out, folder, checkpoint.format.fps)
     console.say(f"held against {truth.about}")
     rules = Rules(
@@ -163,10 +172,13 @@ def begin(
 ) -> Analysis:
     """The analysis in `out`, gone on with if it is of the same videos; UsageError if it is of others."""
     recipe = studio.recipe
-    watched = ("steps", "guidance", "words", "shared_noise", "mask_softmax")  # what is seen depends on these
+    watched = (  # what is seen depends on these
+        *("steps", "guidance", "words", "shared_noise", "mask_softmax", "token_kind", "normalize", "window"),
+    )
     settings = {
         "model": model.name,
         "weights": fingerprint(studio.parts),
+        "dtypes": sorted({str(each.dtype) for each in studio.parts.parameters()}),
         "seed": seed,
         "videos": {name: getattr(recipe, name) for name in watched},
         "truth": truth.about,

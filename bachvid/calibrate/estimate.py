@@ -43,7 +43,8 @@ class Cost(NamedTuple):
         return (
             f"{self.forwards:,} forwards of {self.tokens:,} tokens ({parts}, {self.check:,} to check), "
             f"{self.forward / 1e12:,.3g} TFLOP each: {minutes}; "
-            f"{self.disk / 1e9:.2f} GB on disk, {self.memory / 1e9:.1f} GB for the denoiser"
+            f"{self.disk / 1e9:.2f} GB on disk, {self.memory / 1e9:.1f} GB for the denoiser, "
+            "beside text encoder and autoencoder"
         )
 
 

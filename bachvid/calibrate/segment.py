@@ -30,6 +30,7 @@ AFTER_A_NOUN = (FUNCTION_WORDS - {"of"}) | {
     *("wearing", "holding", "carrying", "dressed", "clad", "called", "named"),
     *("standing", "sitting", "walking", "looking", "riding"),
 }
+NAMED = re.compile(r"^\s*(?!An?\b|The\b)[A-Z][\w'’-]*(\s+[A-Z][\w'’-]*)*,\s+(?=(an?|the)\b)")
 
 
 class Masker(Protocol):
@@ -170,9 +171,10 @@ class MaskFolder:
 def head_phrase(character: str) -> str:
     """The noun that a character's description begins with, and its adjectives, as Grounding DINO wants it.
 
-    "An old fisherman with a hat," is "old fisherman."; without any noun, it is "person.".
+    "An old fisherman with a hat," is "old fisherman.", and so is what follows a name, "Ross, an astronaut";
+    without any noun, it is "person.".
     """
-    words = re.findall(r"[\w'’-]+|[^\w\s]", character.lower())
+    words = re.findall(r"[\w'’-]+|[^\w\s]", NAMED.sub("", character).lower())
     begun = dropwhile(lambda word: word in FUNCTION_WORDS or not word[0].isalnum(), words)
     kept = takewhile(lambda word: word not in AFTER_A_NOUN and word[0].isalnum(), begun)
     return f"{' '.join(kept) or 'person'}."

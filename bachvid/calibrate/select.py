@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ NEAR_LEAST, TRIFLE = 1.05, 0.01  # how far over the least an error still counts 
 CALM = 1.5  # times its least, the error of the best layer may be at steps that count as calm
 GAIN = 0.01  # what a layer must add to the best score of a set to be worth having
 DEVIATIONS, CHANCE = 3.0, 0.01  # what makes a layer stand out: see `outliers`
+FLIPS = 10_000  # of the signs of what prompts lost
 Layers = tuple[int, ...]  # counted from 1
 Draw = NDArray[np.int64]  # indices of resampled videos or pairs
 
@@ -144,7 +146,12 @@ def outliers(drops: Array, seed: int = 0) -> Layers:
     return ordered(np.flatnonzero((means > DEVIATIONS * spread) & likely))
 
 
-def sign_flips(drops: Array, seed: int, draws: int = 10_000) -> Array:
+def least_prompts(layers: int) -> int:
+    """How many prompts `outliers` needs in a model of this depth: by fewer coins all may fall one way."""
+    return next(n for n in count(1) if layers * (1 + FLIPS / 2**n) / (FLIPS + 1) < CHANCE)
+
+
+def sign_flips(drops: Array, seed: int, draws: int = FLIPS) -> Array:
     """The chance (L,) that a mean this high comes from drops (P, L) whose signs are thrown by a coin."""
     coins = np.random.default_rng(seed).choice((-1.0, 1.0), size=(draws, len(drops)))
     thrown = coins @ np.nan_to_num(drops) / len(drops)  # draws L
@@ -161,23 +168,27 @@ def holm(p: Array) -> Array:
 
 
 def stability(
-    choose: Callable[[Draw], Layers], count: int, layers: int, seed: int, draws: int = RESAMPLES
+    choose: Callable[[Draw], Layers], values: Array, layers: int, seed: int, draws: int = RESAMPLES
 ) -> dict[int, float]:
-    """How often each of `layers` layers is chosen from resampled indices of `count` videos or pairs."""
-    picks = [choose(draw) for draw in resamples(count, seed)[:draws]]
+    """How often each of `layers` layers is chosen from resampled rows of `values`, by their indices."""
+    picks = [choose(draw) for draw in resamples(values, seed)[:draws]]
     return {layer: sum(layer in pick for pick in picks) / len(picks) for layer in range(1, layers + 1)}
 
 
 def tau_interval(find: Callable[[Array], int], curves: Array, seed: int) -> tuple[int, int]:
     """The 90 % interval of the step that `find` sees in the mean of resampled curves (V, S)."""
-    steps = [find(known_mean(curves[draw], 0)) for draw in resamples(len(curves), seed)]
+    steps = [find(known_mean(curves[draw], 0)) for draw in resamples(curves, seed)]
     low, high = np.percentile(steps, (5, 95))
     return round(low), round(high)
 
 
-def resamples(count: int, seed: int) -> Draw:
-    """Draws (RESAMPLES, count) of indices with replacement."""
-    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+def resamples(values: Array, seed: int) -> Draw:
+    """Draws (RESAMPLES, K) with replacement of the K rows of `values` in which anything is known.
+
+    A video without truth is a row of NaN: a draw of nothing else would tell nothing.
+    """
+    known = np.flatnonzero(~np.isnan(values).reshape(len(values), -1).all(1))
+    return np.random.default_rng(seed).choice(known, size=(RESAMPLES, len(known)))
 
 
 def ordered(indices: Any) -> Layers:

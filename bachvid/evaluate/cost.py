@@ -66,6 +66,7 @@ def now(device: torch.device | None = None) -> float:
 
 def _forget_peaks() -> None:
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # a peak begins at what is reserved, also by what ran before
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # not Linux, or not allowed
         Path("/proc/self/clear_refs").write_text(PEAK_RESET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,8 @@ class Studio:
     recipe: Recipe  # for the sampler's number of steps
     shape: tuple[int, ...]  # of one video's latents
     wide: Literal["predictions", "latents"]  # as in `Denoiser`
+    shown: Callable[[Tensor], Tensor]  # the latents of a video that become its frames
+    tiling: bool = False  # whether videos are developed in tiles
 
     @classmethod
     def open(
@@ -44,6 +47,8 @@ class Studio:
         recipe: Recipe,
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
+        *,
+        tiling: bool = False,
     ) -> Studio:
         """Load its parts; the autoencoder in float32, the others in `dtype`, the text encoder when needed."""
         own = checkpoint.format
@@ -55,6 +60,8 @@ class Studio:
             recipe=recipe,
             shape=checkpoint.latent_shape(own.size, own.frames),
             wide=checkpoint.wide,
+            shown=partial(checkpoint.shown, frames=own.frames),
+            tiling=tiling,
         )
 
     @property
@@ -92,7 +99,8 @@ class Studio:
     @torch.no_grad()
     def develop(self, latents: Tensor) -> Frames:
         """The pixels of a video's latents; what is not a number is black, which no puppet is."""
-        return to_frames(self.vae.to_video(latents.float())[0].nan_to_num(nan=-1.0))
+        video = self.vae.to_video(self.shown(latents).float(), tiling=self.tiling)
+        return to_frames(video[0].nan_to_num(nan=-1.0))
 
 
 def is_of_stage(model: Path) -> bool:
