@@ -10,12 +10,16 @@ from typing import Any
 
 from bachvid import __doc__ as about
 from bachvid import __version__
-from bachvid.errors import guarded
+from bachvid.errors import Exit, guarded, sentence_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code (see `errors.Exit`) of the command in `argv`, by default the process's own arguments."""
-    args = build_parser().parse_args(argv)
+    try:
+        args = build_parser().parse_args(argv)  # imports the command, torch with it
+    except KeyboardInterrupt as error:
+        print(f"bachvid: {sentence_of(error, Exit.INTERRUPTED)}", file=sys.stderr)
+        return Exit.INTERRUPTED
     return guarded(args.command, args)
 
 

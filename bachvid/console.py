@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -57,10 +56,15 @@ class Console:
     def summary(self) -> str:
         """Seconds by stage and the peak memory of this process, in one line."""
         stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
-        return f"{stages}; peak memory {peak_memory() / 1e9:.2f} GB"
+        peak = peak_memory() / 1e9
+        return f"{stages}; peak memory {peak:.2f} GB" if peak else stages
 
 
 def peak_memory() -> int:
-    """Bytes this process has held at most."""
+    """Bytes this process has held at most; 0 where the system does not tell, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from bachvid.method.spans import Parts
 from bachvid.models.weights import save
 from bachvid.pictures.files import write_json
 from bachvid.pictures.frames import Frames
+
+CONFIG = "config.json"
 
 
 @dataclass(eq=False)
@@ -61,6 +64,31 @@ class RunFolder:
             return [cls.choose(out, abouts[0])]
         base = out or cls.choose(None, abouts[0]).path
         return [cls.choose(base / f"{n:02}", about) for n, about in enumerate(abouts, start=1)]
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While a run fills it, others keep out; a failure that leaves no video in it leaves nothing.
+
+        UsageError if another run fills it, or has filled it since it was chosen.
+        """
+        new = [folder for folder in (self.path, *self.path.absolute().parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        claim = self.path / ".claimed"
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise UsageError(f"{self.path} is another run's. Name another folder with --out.") from error
+        try:
+            if list(self.path.iterdir()) != [claim]:
+                raise UsageError(f"{self.path} is another run's by now. Name another folder with --out.")
+            yield
+        finally:
+            claim.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that is not empty stays
+                if [file.name for file in self.path.iterdir()] == [CONFIG]:
+                    (self.path / CONFIG).unlink()
+                for folder in new:
+                    folder.rmdir()
 
     def __truediv__(self, name: str) -> Path:
         """The path of a file in here, its folder made if there is none."""

@@ -22,9 +22,9 @@ from torch import Tensor
 from bachvid.album import make_album
 from bachvid.console import Console
 from bachvid.errors import UsageError, guarded
-from bachvid.evaluate.agreement import read_group
+from bachvid.evaluate.agreement import in_words, read_group
 from bachvid.evaluate.studio import is_of_stage
-from bachvid.folder import Made, RunFolder, manifest, slug
+from bachvid.folder import CONFIG, Made, RunFolder, manifest, slug
 from bachvid.method.denoiser import Denoiser, Prompt, Take
 from bachvid.method.group import Group, vanilla
 from bachvid.method.identity import Trajectory, fingerprint
@@ -32,7 +32,7 @@ from bachvid.method.prompts import Written, encode_prompts, write_prompts
 from bachvid.method.scout import Scouted
 from bachvid.method.spans import Parts
 from bachvid.method.words import Ask, Words
-from bachvid.models.checkpoint import Checkpoint, open_checkpoint
+from bachvid.models.checkpoint import Checkpoint, WeightsError, open_checkpoint
 from bachvid.models.parts import VAE
 from bachvid.models.text import TextEncoder
 from bachvid.nouns import noun_model
@@ -43,13 +43,6 @@ from bachvid.settings import Settings, resolve
 from bachvid.settings import add_arguments as add_settings
 from bachvid.story import Story, find_model, find_stories, of_each
 
-AGREEMENT = {
-    "psnr_bg": "place (dB)",
-    "cells": "layout",
-    "psnr_fg": "character (dB)",
-    "hidden": "unnamed details",
-}
-
 
 def main(args: argparse.Namespace) -> int:
     """Make what was asked for and say where it lies."""
@@ -58,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
     settings = resolve(args, checkpoint, model)
     check_flags(args, settings)
     joined = Trajectory.load(args.identity) if args.identity else None
+    settings = settings.joining(joined.seed) if joined else settings
     stories = find_stories(args, model)
     nouns = [word.strip() for word in (args.nouns or "").split(",") if word.strip()]
     ask = noun_model(args.noun_model) if args.noun_model else None
@@ -69,6 +63,7 @@ def main(args: argparse.Namespace) -> int:
         model=model,
         checkpoint=checkpoint,
         settings=settings,
+        identity=args.identity,
         joined=joined,
         with_vanilla=twins,
         of_stage=of_stage,
@@ -80,7 +75,8 @@ def main(args: argparse.Namespace) -> int:
     runs = [group(story=story, folder=folder) for story, folder in zip(stories, folders, strict=True)]
     encode(runs)
     for run in runs:
-        run.make()
+        with run.folder.claimed():
+            run.make()
     return 0
 
 
@@ -97,7 +93,12 @@ def encode(runs: Sequence[Run]) -> None:
     checkpoint, settings = runs[0].checkpoint, runs[0].settings
     encoder = checkpoint.text_encoder(settings.dtype, settings.device)
     written = of_each(runs, partial(Run.write, encoder=encoder))
-    negative = encoder.encode(encoder.clean(settings.negative))
+    try:
+        negative = encoder.encode(encoder.clean(settings.negative))
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"--negative does not fit: {error}") from error
     for run, prompts in zip(runs, written, strict=True):
         run.prompts, run.negative = encode_prompts(encoder, prompts), negative
     del encoder
@@ -111,7 +112,8 @@ class Run:
     model: Path
     checkpoint: Checkpoint
     settings: Settings
-    joined: Trajectory | None  # an identity from an earlier run
+    identity: Path | None  # the file of an identity from an earlier run,
+    joined: Trajectory | None  # and what it holds
     with_vanilla: bool
     of_stage: bool  # the model knows the stage world, so its videos can be read exactly
     save_identity: bool
@@ -138,7 +140,7 @@ class Run:
             vae = self.checkpoint.vae(torch.float32, self.settings.device)
             if self.joined:
                 self.joined.check(self.world(denoiser))
-        self.folder.write_json("config.json", self.config())
+        self.folder.write_json(CONFIG, self.config())
         with self.console.stage("denoise"):
             videos = self.denoise(denoiser)
         with self.console.stage("vanilla"):
@@ -183,7 +185,7 @@ class Run:
         seeds = self.seeds(len(prompts))
         if recipe.mode == "off":
             return self.follow_vanilla(denoiser, prompts, seeds, named)
-        if self.joined or self.settings.source == "replay":
+        if self.settings.source == "replay":
             identity = self.known_identity(denoiser, prompts[0], seeds[0])
             lender = self.keep_identity(denoiser, identity)
             group = self.follow(Group(denoiser, recipe, prompts[1:], seeds[1:], identity))
@@ -227,8 +229,7 @@ class Run:
         }
         self.folder.write_json("metrics.json", agree)
         for name, figures in agree.items():
-            shown = ", ".join(f"{AGREEMENT[key]} {figures[key]:.2f}" for key in AGREEMENT)
-            self.console.say(f"{name}: {shown}")
+            self.console.say(f"{name}: {in_words(figures)}")
 
     def named(self, folder: str) -> list[tuple[str, Parts]]:
         """The folder and the parts of every video, the identity's first."""
@@ -284,11 +285,8 @@ class Run:
         return [*([self.joined.parts] if self.joined else []), *self.story.videos]
 
     def seeds(self, videos: int) -> list[int]:
-        """The noise of the videos; who joins an identity takes over its seed, unless another is asked for."""
-        first = self.settings.seed
-        if self.joined and self.settings.origins["seed"] == "default":
-            first = self.joined.seed
-        return self.settings.recipe.seeds(first, videos)
+        """The noise of the videos."""
+        return self.settings.recipe.seeds(self.settings.seed, videos)
 
     def world(self, denoiser: Denoiser) -> dict[str, Any]:
         """What a later run must share to join this identity."""
@@ -304,7 +302,7 @@ class Run:
         """Every resolved value and its origin, for `config.json`."""
         words = self.words(self.story.videos[0])
         asked = {"model": self.model.name, "story": vars(self.story), "words": words and vars(words)}
-        return {**asked, **self.settings.to_dict()}
+        return {**asked, "identity": self.identity and str(self.identity), **self.settings.to_dict()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

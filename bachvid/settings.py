@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from bachvid.errors import UsageError
 from bachvid.method.recipe import MODES, PRESETS, Recipe, load_preset, own_recipe
-from bachvid.models.checkpoint import Checkpoint
+from bachvid.models.checkpoint import Checkpoint, WeightsError
 from bachvid.models.parts import Format
 from bachvid.sampling.sampler import read_sampler
 
@@ -64,10 +65,19 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `config.json`, each with its origin."""
+        timesteps = read_sampler(self.scheduler, self.steps).schedule.timesteps
+        used = replace(self, recipe=self.recipe.at(timesteps))
         return {
-            name: {"value": _plain(getattr(self, name)), "from": origin}
+            name: {"value": _plain(getattr(used, name)), "from": origin}
             for name, origin in self.origins.items()
         }
+
+    def joining(self, seed: int) -> Settings:
+        """The same for who joins an identity: it is replayed, and lends its seed unless one was asked for."""
+        lent: dict[str, Any] = {"source": "replay"}
+        if self.origins["seed"] == "default":
+            lent["seed"] = seed
+        return replace(self, **lent, origins=self.origins | dict.fromkeys(lent, "identity"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_frames",
         type=int,
         metavar="N",
-        help="8k + 1 of a CogVideoX, 4k + 1 of a Wan; the model's own",
+        help="such as 8k + 1 of CogVideoX-5B, 4k + 1 of a Wan; the model's own",
     )
     flag("--fps", type=int, metavar="N", help="frames a second of the files (default: the model's own)")
     flag("--preset", metavar="NAME|FILE", help=f"the recipe: {', '.join(PRESETS)}, or a preset.json")
@@ -117,7 +127,9 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         return value
 
     own = checkpoint.format
-    recipe = first("recipe", flag=_named_preset(args.preset), preset=_own_preset(args, checkpoint, folder))
+    beside = "preset" if (folder / "preset.json").is_file() else "paper"
+    own_preset = _own_preset(args, checkpoint, folder)
+    recipe = first("recipe", **{"flag": _named_preset(args.preset), beside: own_preset})
     changed = {"--mode": args.mode, "--own-noise": args.own_noise}
     origins["recipe"] = ", ".join([origins["recipe"], *(flag for flag, given in changed.items() if given)])
     device = first("device", flag=usable_device(args.device), default=best_device())
@@ -140,6 +152,8 @@ def resolve(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> S
         vae_tiling=first("vae_tiling", flag=args.vae_tiling, default=False),
         origins=origins,
     )
+    if origins["scheduler"] == "checkpoint":
+        _check_scheduler(settings.scheduler, folder)
     _check(settings, checkpoint)
     _check_sites(settings.recipe, checkpoint)
     return settings
@@ -268,11 +282,20 @@ def _check(settings: Settings, checkpoint: Checkpoint) -> None:
     train_steps = int(settings.scheduler.get("num_train_timesteps", 1000))
     if not 1 <= settings.steps <= train_steps:
         raise UsageError(
-            f"--steps {settings.steps} does not fit: 1 to {train_steps}. Use {settings.recipe.steps}."
+            f"--steps {settings.steps} does not fit: 1 to {train_steps}. "
+            f"Use {min(settings.recipe.steps, train_steps)}."
         )
     if _ends_in_noise(settings, settings.steps):
         fine = next(n for n in range(settings.steps, 0, -1) if not _ends_in_noise(settings, n))
         raise UsageError(f"--steps {settings.steps} makes the schedule end in a step of noise. Use {fine}.")
+
+
+def _check_scheduler(scheduler: Mapping[str, Any], folder: Path) -> None:
+    """Raise WeightsError, which names the file, for a checkpoint's own scheduler that cannot be read."""
+    try:
+        read_sampler(scheduler, 1)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{folder / 'scheduler' / 'scheduler_config.json'}: {error}") from error
 
 
 def _check_sites(recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -190,6 +190,8 @@ def test_a_preset_that_cannot_be_written_is_told_before_any_work(
         (("--match-layers", "-1"), "--match-layers -1 is too few"),
         (("--steps", "-1"), "--steps -1 is too few"),
         (("--left-out", "0"), "--vital all"),
+        (("--tflops", "0", "--plan"), "--tflops 0 does no work"),
+        (("--ratio", "nan"), "--ratio nan is no share"),
         (("--truth", "Vision"), "neither stage, vision nor self, nor a folder"),
         (("--truth", "vision"), "--aesthetic"),
     ],

@@ -128,6 +128,23 @@ def test_a_training_has_one_end(ends: list[str], tmp_path: Path, capsys: pytest.
     assert "give --minutes, --steps or --more" in capsys.readouterr().err and not work.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--steps", "0"], "--steps 0 is no end"),
+        (["--minutes", "-1"], "--minutes -1 is no end"),
+        (["--more", "nan"], "--more nan is no end"),
+        (["--steps", "1"], "weights/tiny-cogvideox holds a model"),  # the shipped one, and nobody named it
+    ],
+)
+def test_no_training_without_end_and_none_over_shipped_weights(
+    flags: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    assert main(["stage", "train", "--work", str(work), *flags]) == 2
+    assert sentence in capsys.readouterr().err and not work.exists()
+
+
 def test_a_command_is_called_with_its_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "no-such-model"
     assert main(["run", "--model", str(model)]) == 2

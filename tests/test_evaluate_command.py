@@ -76,6 +76,14 @@ def test_clean_videos_divide_by_no_zero_and_unmeasured_values_are_left_out() -> 
     assert all(math.isnan(value) for value in nothing)
 
 
+def test_nothing_lacks_where_vanilla_videos_agree_wholly() -> None:
+    whole = AVERAGE | {"vanilla_shared.cells": 1.0, "ours_shared.cells": 1.0, "match.mse_same_place": 0.0}
+    found = figures_of([whole], 0)
+    assert math.isnan(found["cells_share"].mean) and math.isnan(found["match_mse_ratio"].mean)
+    one = figures_of([whole, AVERAGE | {"ours_shared.cells": 0.75}], 0)["cells_share"]
+    assert 0 < one.mean < 1 and math.isfinite(one.high)
+
+
 def test_a_bar_is_cleared_by_the_worse_end_of_the_interval() -> None:
     by_name = {figure.name: figure for figure in FIGURES}
     found = Interval(0.72, 0.69, 0.75)

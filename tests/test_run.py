@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from bachvid.__main__ import main
 from bachvid.console import Console
+from bachvid.errors import UsageError
 from bachvid.evaluate.studio import Studio
+from bachvid.folder import RunFolder
 from bachvid.method.identity import Trajectory
 from bachvid.method.recipe import PRESETS
 from bachvid.models.checkpoint import open_checkpoint
@@ -150,7 +153,9 @@ def test_every_setting_is_recorded_with_its_origin(made: Path) -> None:
     assert config["steps"] == {"value": 4, "from": "flag"}
     assert config["size"] == {"value": [80, 48], "from": "checkpoint"}
     assert config["seed"] == {"value": 42, "from": "default"}
-    assert config["recipe"]["from"] == "preset"
+    assert config["recipe"]["from"] == "paper"  # no preset.json lies beside these weights
+    assert config["recipe"]["value"]["steps"] == 4 and config["recipe"]["value"]["tau_mask"] < 4
+    assert config["identity"] is None
     assert config["story"]["actions"] == ["looks", "opens", "opens the window"]
 
 
@@ -170,6 +175,10 @@ def test_a_later_run_joins_the_same_world(made: Path, pipelines: dict[str, Path]
     assert run("--model", pipelines["5b"], *flags, "--out", tmp_path / "later") == 0
     later = load_file(tmp_path / "later/shots/01-opens-the-window/latents.safetensors")["latents"]
     assert torch.equal(later, load_file(made / "shots/02-opens-the-window/latents.safetensors")["latents"])
+    config = json.loads((tmp_path / "later/config.json").read_text())
+    assert config["identity"] == str(made / "identity/trajectory.safetensors")
+    assert config["source"] == {"value": "replay", "from": "identity"}
+    assert config["seed"] == {"value": 42, "from": "identity"}
 
 
 def test_who_joins_matches_by_a_recipe_of_its_own(
@@ -324,7 +333,7 @@ def test_bad_input_ends_with_a_sentence_and_code_2(
     ("flags", "place", "cure"),
     [
         ([], "In group 2: The prompt has", "shorten the action"),
-        (["--negative", "opens " * 40], "bachvid: the prompt has", "shorten it to"),
+        (["--negative", "opens " * 40], "bachvid: --negative does not fit: the prompt has", "shorten it to"),
     ],
     ids=["in the story", "the negative"],
 )
@@ -355,6 +364,46 @@ def test_a_folder_that_is_taken_or_cannot_be_written_is_refused(
     assert run("--model", pipelines["5b"], *story("looks"), "--out", tmp_path / "taken/file/x") == 2
     assert "cannot be written" in capsys.readouterr().err
     assert (tmp_path / "taken/file").read_text() == "mine"
+
+
+def test_a_folder_is_filled_by_one_run_alone(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs/out")
+    with folder.claimed():
+        with pytest.raises(UsageError, match="out is another run's"), RunFolder(folder.path).claimed():
+            pass
+        folder.write_json("config.json", {})
+        folder.write_json("identity/latents.json", {})
+    with (
+        pytest.raises(UsageError, match="out is another run's by now"),
+        folder.claimed(),
+    ):  # it was chosen empty
+        pass
+    assert {file.name for file in folder.path.iterdir()} == {"config.json", "identity"}
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_failure_leaves_what_was_made_and_nothing_else(tmp_path: Path, made: bool) -> None:
+    folder = RunFolder(tmp_path / "runs/out")
+    with pytest.raises(KeyboardInterrupt), folder.claimed():
+        folder.write_json("config.json", {})
+        if made:
+            folder.write_json("identity/latents.json", {})
+        raise KeyboardInterrupt
+    left = {file.name for file in tmp_path.rglob("*")}
+    assert left == ({"runs", "out", "config.json", "identity", "latents.json"} if made else set())
+
+
+@pytest.mark.parametrize("change", [{"beta_start": "x"}, {"_class_name": None}, {"num_train_timesteps": "x"}])
+def test_a_scheduler_that_cannot_be_read_is_told(
+    pipelines: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    shutil.copytree(pipelines["5b"], tmp_path / "model")
+    file = tmp_path / "model/scheduler/scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert run("--model", tmp_path / "model", *story("looks"), "--out", tmp_path / "out") == 3
+    said = capsys.readouterr().err
+    assert str(file) in said
+    assert_one_sentence(said)
 
 
 def assert_one_sentence(said: str) -> None:

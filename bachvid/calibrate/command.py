@@ -6,6 +6,7 @@ Everything is kept piece by piece in --out, so that a calibration which was stop
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -141,6 +142,12 @@ def check(args: argparse.Namespace) -> None:
         if (given := getattr(args, name)) is not None and given < least:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} {given} is too few for a calibration. Raise it to {least} or more.")
+    if args.tflops is not None and not 0 < args.tflops < math.inf:
+        raise UsageError(
+            f"--tflops {args.tflops:g} does no work. Give what the device makes: a number above 0."
+        )
+    if not 0 < args.ratio <= 1:
+        raise UsageError(f"--ratio {args.ratio:g} is no share of the best IoU. Give one above 0, up to 1.")
     if args.left_out < 1 and args.vital != "all":
         raise UsageError(
             f"--left-out {args.left_out} makes no video without a layer, and by those the vital layers are "

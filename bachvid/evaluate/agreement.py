@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from numpy.typing import NDArray
@@ -21,6 +22,13 @@ from bachvid.evaluate.metrics import (
 from bachvid.pictures.frames import Frames
 from bachvid.stage.readers import ATTRIBUTES, Reading, read
 from bachvid.stage.world import LOCATED_VERBS, STATED, Clip
+
+IN_WORDS = {
+    "psnr_bg": "place (dB)",
+    "cells": "layout",
+    "psnr_fg": "character (dB)",
+    "hidden": "unnamed details",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +58,12 @@ def read_group(videos: Sequence[Frames], clips: Sequence[Clip] | None = None) ->
     """
     watched = [Watched.of(frames) for frames in videos]
     return agreement(watched) | (rightness(watched, clips) if clips else {})
+
+
+def in_words(figures: Mapping[str, float]) -> str:
+    """The main figures of a group for people; those of pairs that cannot be compared are left out."""
+    known = {words: figures[name] for name, words in IN_WORDS.items() if not math.isnan(figures[name])}
+    return ", ".join(f"{words} {value:.2f}" for words, value in known.items()) or "nothing could be read"
 
 
 def agreement(videos: Sequence[Watched]) -> dict[str, float]:

@@ -62,7 +62,12 @@ def gain(run: str, over: str, what: str) -> Callable[[Means], Any]:
 
 def share_of_way(run: str, start: str, what: str) -> Callable[[Means], Any]:
     """How far a run gets from where another stands to 1, the agreement of perfect consistency."""
-    return lambda m: (m[f"{run}.{what}"] - m[f"{start}.{what}"]) / (1 - m[f"{start}.{what}"])
+    return lambda m: share(m[f"{run}.{what}"] - m[f"{start}.{what}"], 1 - m[f"{start}.{what}"])
+
+
+def share(part: Any, whole: Any) -> Any:
+    """A part of a whole, of one mean or of many resampled ones; of nothing it is NaN."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.not_equal(whole, 0))
 
 
 # `vanilla_shared` is what `ours_shared` is held against: the same prompts and the same noise.
@@ -72,7 +77,10 @@ FIGURES = (
     Figure("mask_iou", lambda m: m["mask.iou"], "higher", Bars(0.70, 0.55)),
     Figure("match_pck1", lambda m: m["match.pck1"], "higher", Bars(0.90, 0.85)),
     Figure(
-        "match_mse_ratio", lambda m: m["match.mse"] / m["match.mse_same_place"], "lower", Bars(1 / 5, 1 / 3)
+        "match_mse_ratio",
+        lambda m: share(m["match.mse"], m["match.mse_same_place"]),
+        "lower",
+        Bars(1 / 5, 1 / 3),
     ),
     Figure("psnr_bg_shared", lambda m: m["ours_shared.psnr_bg"], "higher", Bars(28.0, NO_BAR)),
     Figure("psnr_bg_gain_shared", gain("ours_shared", "vanilla_shared", "psnr_bg"), "higher", Bars(5.0, 4.5)),

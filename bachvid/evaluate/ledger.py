@@ -38,6 +38,7 @@ class Ledger:
 
     def _begin(self, settings: Mapping[str, Any]) -> None:
         """Makes the file with its first line, unless it is there; a link appears whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         draft.write_text(json.dumps(settings), encoding="utf-8")
         try:

@@ -103,5 +103,7 @@ class Denoiser:
     def _finite(self, step: int, predictions: list[Tensor]) -> list[Tensor]:
         """The predictions; FloatingPointError where they hold inf or NaN."""
         if not all(prediction.isfinite().all() for prediction in predictions):
-            raise FloatingPointError(f"the prediction of step {step} is not finite; use --dtype fp32 or bf16")
+            raise FloatingPointError(
+                f"the prediction of step {step} is not finite; try --dtype fp32 or less --guidance"
+            )
         return predictions

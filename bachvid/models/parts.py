@@ -158,7 +158,7 @@ def read_part(part: Path, class_name: str, read: Callable[[Mapping[str, Any]], C
     values = read_config(file, "_class_name", class_name)
     try:
         return read(values)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{file}: {error}") from error
 
 

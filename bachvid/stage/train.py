@@ -8,6 +8,7 @@ makes such a folder of a model that is shipped.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -63,13 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bfloat16", action="store_true", help="multiply matrices in bfloat16, for processors that can"
     )
-    parser.add_argument("--out", type=Path, help="folder for the weights (default: weights/MODEL)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the weights (default: weights/MODEL, if none are there)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Train what `args` names, then write the weights as far as all parts have some; 0 when done."""
     if sum(end is not None for end in (args.minutes, args.steps, args.more)) != 1:
         raise ValueError("a training needs one end: give --minutes, --steps or --more")
+    for flag in ("minutes", "steps", "more"):
+        if (end := getattr(args, flag)) is not None and not 0 < end < math.inf:
+            raise ValueError(f"--{flag} {end:g} is no end of a training: give a number above 0")
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,7 +83,10 @@ def main(args: argparse.Namespace) -> int:
     if device == "cuda" and size > 1:
         raise ValueError("one process trains on one GPU; leave --processes out")
     out = args.out or Path("weights") / args.model
+    if args.out is None and (out / "model_index.json").exists():
+        raise ValueError(f"{out} holds a model: name where to write the new one, or that very folder: --out")
     check_writable(out, "--out", folder=True)
+    check_writable(args.work, "--work", folder=True)
     recipe, work = RECIPES[args.model], Work(args.work)
     if args.begin_with is not None:
         restore(
