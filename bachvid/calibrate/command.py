@@ -39,6 +39,8 @@ from bachvid.story import find_model, of_each, read_stories
 
 # What a plan assumes: about what an H100 makes of a large model in bf16, and two CPU cores of a small one.
 TFLOPS = {"cuda": 400.0, "cpu": 0.03}
+# What is seen of videos depends on these of the recipe.
+WATCHED = ["steps", "guidance", "words", "shared_noise", "mask_softmax", "token_kind", "normalize", "window"]
 # What a calibration cannot do with less of: matches need two videos.
 LEAST = {"groups": 1, "prompts": 2, "steps": 1, "most_layers": 1, "match_layers": 1, "vital_layers": 1}
 
@@ -179,15 +181,12 @@ def begin(
 ) -> Analysis:
     """The analysis in `out`, gone on with if it is of the same videos; UsageError if it is of others."""
     recipe = studio.recipe
-    watched = (  # what is seen depends on these
-        *("steps", "guidance", "words", "shared_noise", "mask_softmax", "token_kind", "normalize", "window"),
-    )
     settings = {
         "model": model.name,
         "weights": fingerprint(studio.parts),
         "dtypes": sorted({str(each.dtype) for each in studio.parts.parameters()}),
         "seed": seed,
-        "videos": {name: getattr(recipe, name) for name in watched},
+        "videos": {name: getattr(recipe, name) for name in WATCHED},
         "truth": truth.about,
         "judge": judge.about if judge else "nobody",
         "stories": [[parts.prompt(recipe.character_first) for parts in story] for story in stories],
