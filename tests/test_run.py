@@ -373,10 +373,8 @@ def test_a_folder_is_filled_by_one_run_alone(tmp_path: Path) -> None:
             pass
         folder.write_json("config.json", {})
         folder.write_json("identity/latents.json", {})
-    with (
-        pytest.raises(UsageError, match="out is another run's by now"),
-        folder.claimed(),
-    ):  # it was chosen empty
+    late = "out is another run's by now"  # it was chosen while it was empty
+    with pytest.raises(UsageError, match=late), folder.claimed():
         pass
     assert {file.name for file in folder.path.iterdir()} == {"config.json", "identity"}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -149,7 +150,7 @@ class Analysis:
         """How far the recipe moves the frame videos of a group from their vanilla twins; measured once."""
         name = f"{group}/lent by {json.dumps(recipe.to_dict())}"
         if name not in (done := self.ledger.done()):
-            trajectory = load_file(self._path("groups", group))["trajectory"].to(self.device)
+            trajectory = self._trajectory(group).to(self.device)
             denoiser = self.studio.denoiser()
             rows = zip(self.prompts(group), self.seeds(group), trajectory, strict=True)
             seen = [
@@ -164,8 +165,12 @@ class Analysis:
 
     def video(self, group: int, number: int) -> Frames:
         """The pixels of a vanilla video."""
-        final = load_file(self._path("groups", group))["trajectory"][number, -1:]
-        return self.studio.develop(final.to(self.device))
+        return self.studio.develop(self._trajectory(group)[number, -1:].to(self.device))
+
+    def _trajectory(self, group: int) -> Tensor:
+        """The latents of a group's videos at every step, without the maps beside them."""
+        with safe_open(self._path("groups", group), framework="pt") as file:
+            return file.get_tensor("trajectory")
 
     def _scored(self, judge: Judge, number: int, layer: int, full: Judged) -> dict[str, float]:
         started, judged = time.perf_counter(), full
