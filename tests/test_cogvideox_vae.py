@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bachvid.models import cogvideox_vae
+from bachvid.models import causal, cogvideox_vae
 from bachvid.models.causal import CausalConv3d, History
 from bachvid.models.cogvideox_vae import CHECKPOINTS, CogVideoXVAE, CogVideoXVAEConfig
 from bachvid.models.tiling import run_in_tiles
@@ -230,6 +230,23 @@ def test_a_causal_convolution_in_pieces_is_one_over_the_padded_whole(before: Any
     padded = torch.cat((first, first, x), dim=2)
     whole = F.conv3d(padded, conv.weight, conv.bias, padding=(0, 1, 1))
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), 1), ((3, 1, 1), 2)])
+@pytest.mark.parametrize("frames", [1, 3, 4, 5, 100])
+@torch.no_grad()
+def test_a_convolution_of_too_much_is_made_a_few_frames_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, kernel: tuple[int, int, int], stride: int, frames: int
+) -> None:
+    torch.manual_seed(0)
+    conv, x = CausalConv3d(2, 3, kernel, stride), torch.randn(1, 2, 8, 4, 5)
+    whole = conv(x, History("zeros"))
+    monkeypatch.setattr(causal, "LARGEST", frames * x[:, :, 0].numel())
+    assert (got := conv(x, History("zeros"))).shape == whole.shape
+    torch.testing.assert_close(got, whole, rtol=0, atol=1e-6)
+    pieces = conv._pieces(torch.cat((x[:, :, : conv.reach], x), dim=2))
+    assert max(piece.shape[2] for piece in pieces) <= max(3, frames)
+    assert (len(pieces) == 1) == (frames == 100)
 
 
 # ---- slices, tiles, scales

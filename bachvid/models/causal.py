@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+LARGEST = 2**30  # elements that one convolution is given at once, as in diffusers: 2 GiB of them in bfloat16
+
 
 class CausalConv3d(nn.Conv3d):
     """A 3D convolution whose frame t is made of frames up to t only; height and width keep their size.
@@ -25,7 +27,17 @@ class CausalConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor, history: History) -> Tensor:  # type: ignore[override]
         x = history.extend(self, x)  # B C reach+T H W
-        return super().forward(x)  # B out_channels T/stride H W
+        results = [super(CausalConv3d, self).forward(piece) for piece in self._pieces(x)]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=2)  # B out_channels T/stride H W
+
+    def _pieces(self, x: Tensor) -> list[Tensor]:
+        """x, or where it is too large for one convolution, what each few of its results are made of."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        results = (x.shape[2] - kernel) // stride + 1
+        frames = LARGEST * x.shape[2] // x.numel()  # that are not too much
+        most = max(1, (frames - kernel) // stride + 1)
+        firsts = range(0, results, most)
+        return [x[:, :, n * stride : (min(n + most, results) - 1) * stride + kernel] for n in firsts]
 
 
 class History:
