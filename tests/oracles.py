@@ -118,6 +118,11 @@ def index_sets(
     return Sets([bool(m) for m in frame], fg, [int(partner[j]) for j in fg], bg)
 
 
+def only(sets: Sets, fg: bool, bg: bool) -> Sets:
+    """What is left of them where the foreground or the background is not borrowed."""
+    return Sets(sets.mask, sets.frame_fg * fg, sets.identity_fg * fg, sets.bg * bg)
+
+
 def injected(
     q: Tensor,
     k: Tensor,
@@ -233,16 +238,18 @@ def group(denoiser: Denoiser, recipe: Recipe, prompts: Sequence[Prompt], seeds: 
     for m, partner in zip(masks[1:], partners, strict=True):
         sets.append(index_sets(m.tolist(), masks[0].tolist(), partner.tolist(), recipe.mode))
     takes = [denoiser.start(*start) for start in starts]
-    first, last = recipe.inject_steps or (0, steps - 1)
+    windows = (recipe.inject_steps, recipe.bg_inject_steps or recipe.inject_steps)
     for step in range(steps):
+        fg, bg = (not window or window[0] <= step <= window[1] for window in windows)
         predictions: list[list[Tensor]] = [[] for _ in takes]
         for text in (None, denoiser.negative):
             lent: dict[Site, Watch] = {}
             for n, take in enumerate(takes):
                 prompt = take.prompt.text if text is None else text
-                shared = first <= step <= last and (text is None or recipe.branches == "both")
+                shared = (fg or bg) and (text is None or recipe.branches == "both")
                 borrowed = {site: lent[site] for site in recipe.kv_sites} if n and shared else {}
-                prediction, seen = predict(denoiser, take.latents, prompt, step, borrowed, sets[n])
+                here = sets[n] and only(sets[n], fg, bg)
+                prediction, seen = predict(denoiser, take.latents, prompt, step, borrowed, here)
                 predictions[n].append(prediction)
                 lent = lent or seen
         for take, branches in zip(takes, predictions, strict=True):

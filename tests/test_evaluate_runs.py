@@ -295,7 +295,7 @@ def test_an_option_changes_one_thing(base: Recipe) -> None:
         ]
         assert changed == [field] and str(getattr(recipe, field)) == value
     changed = {name.partition("=")[0] for name in found}
-    assert changed == {*OPTIONS, "inject_steps"}
+    assert changed == {*OPTIONS, "inject_steps", "bg_inject_steps"}
     runs = {run.name: run for run in PLANS["options"].runs(about)}
     assert all(runs[name].against == own for name in found)
     starts = {run.make.start for run in runs.values() if isinstance(run.make, Method) and run.name in found}
@@ -306,6 +306,13 @@ def test_an_option_changes_one_thing(base: Recipe) -> None:
 def test_an_option_that_changes_nothing_is_not_asked(known: float | None) -> None:
     asked = recipes("options", subject(replace(PAPER, strength=0.5, bg_strength=known), ranking=False))
     assert {name for name in asked if name.startswith("bg_strength")} == {"bg_strength=0.25"}
+    early = replace(PAPER, steps=20, tau_mask=2, tau_match=2, inject_steps=(0, 12))
+    asked = recipes("options", subject(early, ranking=False))
+    others = {"None", "(0, 6)", "(7, 19)"}
+    assert {name for name in asked if "inject_steps" in name} == {
+        *(f"inject_steps={window}" for window in others),
+        *(f"bg_inject_steps={window}" for window in {*others, "(0, 19)"} - {"None"}),
+    }
     wan = replace(PAPER, mask_kind="cross", token_kind="self")
     asked = recipes("options", subject(wan, ranking=False))
     assert not any(name.startswith("mask_softmax") for name in asked)
@@ -316,7 +323,7 @@ def test_windows_of_injection_fit_the_schedule(steps: int) -> None:
     every, *found = windows(steps)
     assert every is None and len(set(found)) == len(found) and found
     assert all(0 <= first <= last < steps for first, last in found)
-    assert windows(20) == [None, (0, 6), (0, 12), (7, 19)]
+    assert windows(20) == [None, (0, 6), (0, 12), (7, 19), (0, 19)]
 
 
 def test_the_controls_take_one_part_away_each() -> None:

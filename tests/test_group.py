@@ -171,6 +171,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "foreground": {"mode": "fg"},
     "background": {"mode": "bg"},
     "some steps": {"inject_steps": (1, 2)},
+    "the place to the end": {"inject_steps": (0, 1), "bg_inject_steps": (1, 3)},
     "mask first": {"tau_mask": 0, "tau_match": 2},
     "matches first": {"tau_mask": 2, "tau_match": 0},
     "as printed": {"normalize": False},
@@ -289,6 +290,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "both branches, some steps": {"branches": "both", "inject_steps": (1, 2)},
     "mask first": {"tau_mask": 0, "tau_match": 2},
     "matches first": {"tau_mask": 2, "tau_match": 0},
+    "the place later and longer": {"inject_steps": (0, 1), "bg_inject_steps": (1, 2)},
 }
 
 

@@ -509,11 +509,13 @@ def test_a_tau_follows_its_noise_level_into_another_schedule() -> None:
 @given(st.data(), st.integers(1, 60), st.integers(1, 60))
 def test_a_recipe_for_another_schedule(data: st.DataObject, own: int, steps: int) -> None:
     taus = [data.draw(st.integers(0, own - 1)) for _ in range(4)]
-    first, last = sorted(taus[2:])
-    recipe = replace(RECIPE, steps=own, tau_mask=taus[0], tau_match=taus[1], inject_steps=(first, last))
+    first, last = window = tuple(sorted(taus[2:]))
+    windows = {"inject_steps": window, "bg_inject_steps": window}
+    recipe = replace(RECIPE, steps=own, tau_mask=taus[0], tau_match=taus[1], **windows)
     scaled = recipe.at(range(steps, 0, -1))
     assert scaled.steps == steps
     assert scaled.inject_steps is not None
+    assert scaled.bg_inject_steps == scaled.inject_steps
     begin, end = scaled.inject_steps
     pairs = zip((*taus[:2], first), (scaled.tau_mask, scaled.tau_match, begin), strict=True)
     for before, after in pairs:
@@ -523,9 +525,7 @@ def test_a_recipe_for_another_schedule(data: st.DataObject, own: int, steps: int
     assert abs(end + 1 - (last + 1) * steps / own) <= 0.5 or end == begin
     assert (end == steps - 1) or last < own - 1, "what injects to the end still does"
     assert recipe.at(range(own)) == recipe
-    assert (
-        replace(scaled, steps=own, tau_mask=taus[0], tau_match=taus[1], inject_steps=(first, last)) == recipe
-    )
+    assert replace(scaled, steps=own, tau_mask=taus[0], tau_match=taus[1], **windows) == recipe
 
 
 @settings(max_examples=100, deadline=None)
@@ -566,6 +566,7 @@ def test_a_recipe_survives_json(recipe: Recipe, tmp_path: Any) -> None:
         ({"strength": -1}, "strength and bg_strength must not be less than 0"),
         ({"inject_steps": [15, 0]}, r"inject_steps is \[15, 0\] instead of a first and a last step or null"),
         ({"inject_steps": [1]}, "inject_steps is"),
+        ({"bg_inject_steps": [2, 1]}, "bg_inject_steps is"),
         ({"kv_layers": []}, r"kv_layers is \[\] instead of a list of layers, which count from 1"),
         ({"kv_layers": [0, 1]}, "kv_layers is"),
         ({"kv_layers": [2, 2]}, "kv_layers is"),
@@ -608,15 +609,23 @@ def test_a_checkpoint_nobody_analysed_gets_the_papers_layers_to_scale(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("mode", "window", "expected"),
+    ("mode", "window", "place", "expected"),
     [
-        ("both", None, [0, 1, 2, 3]),
-        ("fg", (1, 2), [1, 2]),
-        ("bg", (3, 3), [3]),
-        ("off", None, []),
-        ("off", (0, 3), []),
+        ("both", None, None, ["both", "both", "both", "both"]),
+        ("fg", (1, 2), None, ["off", "fg", "fg", "off"]),
+        ("bg", (3, 3), None, ["off", "off", "off", "bg"]),
+        ("off", None, None, ["off", "off", "off", "off"]),
+        ("off", (0, 3), (0, 3), ["off", "off", "off", "off"]),
+        ("both", (0, 1), (1, 3), ["fg", "both", "bg", "bg"]),
+        ("both", None, (2, 2), ["fg", "fg", "both", "fg"]),
+        ("both", (0, 0), (2, 3), ["fg", "off", "bg", "bg"]),
+        ("fg", (0, 0), (2, 3), ["fg", "off", "off", "off"]),
+        ("bg", (0, 0), (2, 3), ["off", "off", "bg", "bg"]),
     ],
 )
-def test_steps_with_injection(mode: Mode, window: tuple[int, int] | None, expected: list[int]) -> None:
-    recipe = replace(RECIPE, mode=mode, inject_steps=window)
-    assert [step for step in range(4) if recipe.injects_at(step)] == expected
+def test_what_is_borrowed_at_which_step(
+    mode: Mode, window: tuple[int, int] | None, place: tuple[int, int] | None, expected: list[Mode]
+) -> None:
+    recipe = replace(RECIPE, mode=mode, inject_steps=window, bg_inject_steps=place)
+    assert [recipe.mode_at(step) for step in range(4)] == expected
+    assert [recipe.injects_at(step) for step in range(4)] == [each != "off" for each in expected]

@@ -41,7 +41,7 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {  # what the paper leaves open: a fiel
     "refresh": (False, True),
     "branches": ("cond", "both"),
 }
-WINDOWS = ((0, 1 / 3), (0, 2 / 3), (1 / 3, 1))  # one more: `inject_steps`, from and to which share of them
+WINDOWS = ((0, 1 / 3), (0, 2 / 3), (1 / 3, 1), (0, 1))  # and of `inject_steps`, `bg_inject_steps`, by share
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,13 @@ def options(subject: Subject) -> list[Run]:
     start: Start = "shared" if own.shared_noise else "own"
     other: Start = "own" if own.shared_noise else "shared"
     base = f"ours_{start}"
-    runs = []
-    for name, values in [*OPTIONS.items(), ("inject_steps", windows(own.steps))]:
+    runs, asked = [], [spelled_out(own)]
+    steps = dict.fromkeys(("inject_steps", "bg_inject_steps"), windows(own.steps))
+    for name, values in {**OPTIONS, **steps}.items():
         for value in values:
             changed = replace(own, **{name: value})
-            if spelled_out(changed) != spelled_out(own):
+            if (plain := spelled_out(changed)) not in asked:
+                asked.append(plain)
                 about = f"{value} in place of {getattr(own, name)}"
                 runs.append(Run(f"{name}={value}", about, Method(changed, start), base))
     return [
@@ -173,9 +175,12 @@ def options(subject: Subject) -> list[Run]:
 
 
 def spelled_out(recipe: Recipe) -> Recipe:
-    """The recipe with its strengths given and its keys named alike: two ways to say the same become equal."""
+    """The recipe with nothing left to be inferred: two ways to say the same become equal."""
     keys = "all" if recipe.mask_kind == "cross" else recipe.mask_softmax  # there all keys are text
-    return replace(recipe, bg_strength=recipe.strengths[1], mask_softmax=keys)
+    fg, bg = recipe.windows
+    return replace(
+        recipe, bg_strength=recipe.strengths[1], inject_steps=fg, bg_inject_steps=bg, mask_softmax=keys
+    )
 
 
 def windows(steps: int) -> list[tuple[int, int] | None]:

@@ -155,6 +155,7 @@ def what_a_pre_run_knows(recipe: Recipe) -> Recipe:
         mode="both",
         branches="cond",
         inject_steps=None,
+        bg_inject_steps=None,
         strength=1.0,
         bg_strength=None,
         margin=0,

@@ -52,9 +52,10 @@ class FrameVideo:
             return left, f"its mask covers {share:.1%}: it borrows {some}"
         return places(self.mask, mask, self.matches, self.grid, self.recipe), None
 
-    def borrow(self, lend: Lend) -> Mapping[Site, Attend]:
-        """What stands in the network for this video, wherever the identity lends."""
-        return {site: Inject(lender, self.places, *self.recipe.strengths) for site, lender in lend.items()}
+    def borrow(self, step: int, lend: Lend) -> Mapping[Site, Attend]:
+        """What stands in the network for this video at a step, wherever the identity lends."""
+        here = self.places.only(self.recipe.mode_at(step))
+        return {site: Inject(lender, here, *self.recipe.strengths) for site, lender in lend.items()}
 
     def watch(self, step: int, attend_at: Mapping[Site, Attend]) -> Mapping[Site, Attend]:
         """`attend_at`, with a look around it at steps after which masks or matches are renewed."""

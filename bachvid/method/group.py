@@ -152,7 +152,7 @@ class MainRun:
         """Predictions of one branch of guidance, block by block, the identity going first through each."""
         passes, lend = self.source.at(step, negative)
         for frame in self.frames:
-            latents, attend_at = frame.take.latents, frame.borrow(lend)
+            latents, attend_at = frame.take.latents, frame.borrow(step, lend)
             if negative is None:
                 passes.append(Pass(latents, frame.take.prompt.text, frame.watch(step, attend_at)))
             else:

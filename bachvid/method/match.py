@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bachvid.method.mask import grow
-from bachvid.method.recipe import Recipe
+from bachvid.method.recipe import Mode, Recipe
 from bachvid.models.grid import Grid
 
 
@@ -73,29 +73,36 @@ class Places:
     partners: Tensor  # I_id,fg: where it comes from
     background: Tensor  # I_frm,bg = I_id,bg
 
+    def only(self, mode: Mode) -> Places:
+        """The same in a mode: in "bg" no foreground is borrowed, in "fg" no background, in "off" neither."""
+        fg, bg, nothing = mode in ("both", "fg"), mode in ("both", "bg"), self.matched[:0]
+        return replace(
+            self,
+            matched=self.matched if fg else nothing,
+            partners=self.partners if fg else nothing,
+            background=self.background if bg else nothing,
+        )
+
 
 def places(frame: Tensor, identity: Tensor, matches: Matches | None, grid: Grid, recipe: Recipe) -> Places:
     """The index sets of Eq. 10-11, for masks (N,) bool of the frame video and the identity.
 
-    Foreground needs matches and is left out in mode "bg", background in mode "fg", and both in mode "off".
-    Tokens within the recipe's margin around either foreground are no background to borrow.
+    Foreground needs matches, and what the recipe's mode leaves out is left out. Tokens within its margin
+    around either foreground are no background to borrow.
     """
-    mode, nothing = recipe.mode, frame.new_zeros(0, dtype=torch.int64)
-    matched = partners = nothing
-    if matches and mode in ("both", "fg"):
+    matched = partners = frame.new_zeros(0, dtype=torch.int64)
+    if matches:
         matched = _accepted(frame, identity, matches, recipe).nonzero()[:, 0]
         partners = matches.partner[matched]
-    background = nothing
-    if mode in ("both", "bg"):
-        background = (~grow(identity | frame, grid, recipe.margin)).nonzero()[:, 0]
-    return Places(
+    whole = Places(
         tokens=len(frame),
         foreground=frame.nonzero()[:, 0],
         rest=(~frame).nonzero()[:, 0],
         matched=matched,
         partners=partners,
-        background=background,
+        background=(~grow(identity | frame, grid, recipe.margin)).nonzero()[:, 0],
     )
+    return whole.only(recipe.mode)
 
 
 def _accepted(frame: Tensor, identity: Tensor, matches: Matches, recipe: Recipe) -> Tensor:

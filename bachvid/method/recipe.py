@@ -33,6 +33,7 @@ class Recipe:
     mode: Mode = "both"  # inject foreground and background, one of them, or nothing
     branches: Literal["cond", "both"] = "cond"  # of guidance; the paper's cache holds one branch
     inject_steps: tuple[int, int] | None = None  # first and last step with injection; None: all
+    bg_inject_steps: tuple[int, int] | None = None  # with that of the background; None: the same
     strength: float = 1.0  # of borrowed keys beside own ones in the softmax of Eq. 14; at 0 none counts
     bg_strength: float | None = None  # of those of the background among them; None: the same
     mask_softmax: Keys = "all"  # the keys that the softmax of Eq. 1 runs over where masks are read
@@ -70,6 +71,12 @@ class Recipe:
         """Of borrowed keys of the foreground, and of the background."""
         return self.strength, self.strength if self.bg_strength is None else self.bg_strength
 
+    @property
+    def windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """First and last step with injection of the foreground, and of the background."""
+        fg = self.inject_steps or (0, self.steps - 1)
+        return fg, self.bg_inject_steps or fg
+
     def at(self, timesteps: Sequence[float]) -> Recipe:
         """The same recipe for another schedule, given what the model is told at its steps.
 
@@ -83,16 +90,19 @@ class Recipe:
                 return min(range(steps), key=lambda n: abs(timesteps[n] - level))
             return min(round(step * steps / self.steps), steps - 1)
 
-        window = self.inject_steps
-        if window and steps != self.steps:  # what counts is where it begins and where it is over
+        def moved(window: tuple[int, int] | None) -> tuple[int, int] | None:
+            if not window or steps == self.steps:
+                return window
             first, over = scaled(window[0]), round((window[1] + 1) * steps / self.steps)
-            window = first, max(first, over - 1)
+            return first, max(first, over - 1)  # what counts is where it begins and where it is over
+
         return replace(
             self,
             steps=steps,
             tau_mask=scaled(self.tau_mask, self.mask_level),
             tau_match=scaled(self.tau_match, self.match_level),
-            inject_steps=window,
+            inject_steps=moved(self.inject_steps),
+            bg_inject_steps=moved(self.bg_inject_steps),
         )
 
     def scaled_to(self, layers: int, depth: int) -> Recipe:
@@ -108,10 +118,17 @@ class Recipe:
             kv_layers=scaled(self.kv_layers),
         )
 
+    def mode_at(self, step: int) -> Mode:
+        """What frame videos borrow at this step."""
+        fg, bg = (first <= step <= last for first, last in self.windows)
+        fg, bg = fg and self.mode in ("both", "fg"), bg and self.mode in ("both", "bg")
+        if fg and bg:
+            return "both"
+        return "fg" if fg else "bg" if bg else "off"
+
     def injects_at(self, step: int) -> bool:
         """Whether frame videos borrow anything at this step."""
-        first, last = self.inject_steps or (0, self.steps - 1)
-        return self.mode != "off" and first <= step <= last
+        return self.mode_at(step) != "off"
 
     def seeds(self, first: int, videos: int) -> list[int]:
         """The noise of each of a group's videos: one for all, or `first` and those that follow it."""
