@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,9 @@ def test_published_models_are_known_without_files(name: str) -> None:
 def test_a_published_model_of_one_layer_keeps_its_widths_and_its_islands() -> None:
     short, recipe = shortened(known_model("wan2.1-t2v-1.3b"), PRESETS["paper-wan-14b"].scaled_to(30, 40), 1)
     assert recipe.mask_layers == recipe.match_layers == recipe.kv_layers == (1,)
-    built = Subject.build(short, recipe, (64, 48), 5, 3, torch.bfloat16, CPU)
+    seldom = replace(recipe, inject_steps=(0, 1), bg_inject_steps=(2, 3))
+    built = Subject.build(short, seldom, (64, 48), 5, 3, torch.bfloat16, CPU)
+    assert [built.timed_recipe.mode_at(step) for step in range(3)] == ["both"] * 3
     model = built.denoiser.model
     assert isinstance(model, Wan)
     assert (model.config.layers, model.config.width, built.grid) == (1, 1536, Grid(2, 3, 4))

@@ -19,6 +19,7 @@ from bachvid.method.recipe import PRESETS
 
 OPTIONS: dict[str, Any] = {  # of the method, all at once
     "inject_steps": (0, 40),
+    "bg_inject_steps": (0, 45),
     "strength": 0.7,
     "bg_strength": 0.4,
     "mask_softmax": "text",

@@ -107,7 +107,8 @@ class Subject:
     @property
     def timed_recipe(self) -> Recipe:
         """The recipe for the denoiser's few steps, all of which borrow."""
-        return replace(self.recipe, inject_steps=None).at(self.denoiser.sampler.schedule.timesteps)
+        always = replace(self.recipe, inject_steps=None, bg_inject_steps=None)
+        return always.at(self.denoiser.sampler.schedule.timesteps)
 
     @property
     def grid(self) -> Grid:

@@ -41,7 +41,7 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {  # what the paper leaves open: a fiel
     "refresh": (False, True),
     "branches": ("cond", "both"),
 }
-WINDOWS = ((0, 1 / 3), (0, 2 / 3), (1 / 3, 1), (0, 1))  # and of `inject_steps`, `bg_inject_steps`, by share
+WINDOWS = ((0, 1 / 3), (0, 2 / 3), (1 / 3, 1), (0, 1))  # of injection, from and to which share of the steps
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def spelled_out(recipe: Recipe) -> Recipe:
 
 
 def windows(steps: int) -> list[tuple[int, int] | None]:
-    """First and last step of `WINDOWS` in a schedule, and None for all of it."""
+    """First and last step of `WINDOWS` in a schedule, and None for what a recipe has without one."""
     bounds = [(round(first * steps), round(last * steps) - 1) for first, last in WINDOWS]
     return [None, *dict.fromkeys(window for window in bounds if window[0] <= window[1])]
 
