@@ -17,7 +17,7 @@ from small_stage import small_model
 from bachvid.errors import UsageError
 from bachvid.evaluate.cost import Meter, paper_cache_gb
 from bachvid.evaluate.metrics import TOKEN
-from bachvid.evaluate.plans import OPTIONS, PLANS, Ranking, Subject, windows
+from bachvid.evaluate.plans import OPTIONS, PLANS, Ranking, Subject, depths, windows
 from bachvid.evaluate.quality import borrowed
 from bachvid.evaluate.runs import Method, draw_layers, mislead, oracle, shuffled, tell_truth
 from bachvid.evaluate.scene import Scene, read
@@ -279,7 +279,14 @@ def test_the_layers_of_table_2_are_equally_many() -> None:
     assert found["by_quality"].kv_layers == tuple(range(28, 43))
     assert found["by_likeness"].kv_layers == tuple(range(1, 16))
     assert found["all"].kv_layers == tuple(range(1, 43))
+    assert found["ours_shared"] == PAPER
     assert [run.name for run in PLANS["layers"].runs(subject(PAPER))][-1] == "random"
+
+
+def test_a_recipe_that_lends_from_all_layers_is_not_asked_twice() -> None:
+    recipe = replace(PAPER, kv_layers=tuple(range(1, 43)))
+    found = recipes("layers", subject(recipe))
+    assert found["all"] == recipe and "ours_shared" not in found
 
 
 @pytest.mark.parametrize("base", [PAPER, replace(PAPER, normalize=True, refresh=True, shared_noise=False)])
@@ -295,7 +302,7 @@ def test_an_option_changes_one_thing(base: Recipe) -> None:
         ]
         assert changed == [field] and str(getattr(recipe, field)) == value
     changed = {name.partition("=")[0] for name in found}
-    assert changed == {*OPTIONS, "inject_steps", "bg_inject_steps"}
+    assert changed == {*OPTIONS, "kv_layers", "inject_steps", "bg_inject_steps"}
     runs = {run.name: run for run in PLANS["options"].runs(about)}
     assert all(runs[name].against == own for name in found)
     starts = {run.make.start for run in runs.values() if isinstance(run.make, Method) and run.name in found}
@@ -324,6 +331,14 @@ def test_windows_of_injection_fit_the_schedule(steps: int) -> None:
     assert every is None and len(set(found)) == len(found) and found
     assert all(0 <= first <= last < steps for first, last in found)
     assert windows(20) == [None, (0, 6), (0, 12), (7, 19), (0, 19)]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 8, 42])
+def test_depths_are_layers_of_the_model(layers: int) -> None:
+    every, *found = depths(layers)
+    assert every == tuple(range(1, layers + 1)) and every not in found and len(set(found)) == len(found)
+    assert all(part and set(part) < set(every) for part in found)
+    assert depths(8)[1:] == [(3, 4, 5, 6, 7, 8), (5, 6, 7, 8), (1, 2, 3, 4, 5, 6), (1, 2, 3, 4)]
 
 
 def test_the_controls_take_one_part_away_each() -> None:

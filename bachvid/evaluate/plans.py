@@ -42,6 +42,7 @@ OPTIONS: Mapping[str, tuple[Any, ...]] = {  # what the paper leaves open: a fiel
     "branches": ("cond", "both"),
 }
 WINDOWS = ((0, 1 / 3), (0, 2 / 3), (1 / 3, 1), (0, 1))  # of injection, from and to which share of the steps
+DEPTHS = ((0, 1), (1 / 4, 1), (1 / 2, 1), (0, 3 / 4), (0, 1 / 2))  # where layers lend, as shares of all
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,10 @@ def controls(subject: Subject) -> list[Run]:
 
 
 def layers(subject: Subject) -> list[Run]:
-    """Table 2: which layers should borrow."""
+    """Table 2: which layers should borrow. `ours_shared` is left out where it is `all`."""
     ranking, count = subject.ranked, subject.ranked.chosen
+    alone, _, ours, *_ = bars(subject)
+    known = [alone] if len(subject.recipe.kv_layers) == subject.layers else [alone, ours]
     by = {
         "by_quality": ranking.quality[:count],
         "by_likeness": ranking.likeness[:count],
@@ -131,7 +134,7 @@ def layers(subject: Subject) -> list[Run]:
         for name, chosen in by.items()
     ]
     drawn = random_layers(lending(subject.recipe, ranking.quality[:count]), subject.layers)
-    return [bars(subject)[0], *runs, Run("random", f"{count} layers at random borrow", drawn)]
+    return [*known, *runs, Run("random", f"{count} layers at random borrow", drawn)]
 
 
 def grid(subject: Subject) -> list[Run]:
@@ -158,8 +161,9 @@ def options(subject: Subject) -> list[Run]:
     other: Start = "own" if own.shared_noise else "shared"
     base = f"ours_{start}"
     runs, asked = [], [spelled_out(own)]
-    steps = dict.fromkeys(("inject_steps", "bg_inject_steps"), windows(own.steps))
-    for name, values in {**OPTIONS, **steps}.items():
+    asked_of = {**OPTIONS, "kv_layers": depths(subject.layers)}
+    asked_of |= dict.fromkeys(("inject_steps", "bg_inject_steps"), windows(own.steps))
+    for name, values in asked_of.items():
         for value in values:
             changed = replace(own, **{name: value})
             if (plain := spelled_out(changed)) not in asked:
@@ -187,6 +191,12 @@ def windows(steps: int) -> list[tuple[int, int] | None]:
     """First and last step of `WINDOWS` in a schedule, and None for what a recipe has without one."""
     bounds = [(round(first * steps), round(last * steps) - 1) for first, last in WINDOWS]
     return [None, *dict.fromkeys(window for window in bounds if window[0] <= window[1])]
+
+
+def depths(layers: int) -> list[tuple[int, ...]]:
+    """The layers of a model, from 1, that lie within `DEPTHS` of it."""
+    bounds = [(round(first * layers), round(last * layers)) for first, last in DEPTHS]
+    return list(dict.fromkeys(tuple(range(first + 1, last + 1)) for first, last in bounds if first < last))
 
 
 @dataclass(frozen=True)
