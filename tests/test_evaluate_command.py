@@ -187,8 +187,9 @@ def layers_out(model: Path, calibration: Path, tmp_path_factory: pytest.TempPath
 
 def test_the_layers_that_borrow(layers_out: Path) -> None:
     values = json.loads(layers_out.read_text())
-    assert list(values["runs"]) == ["vanilla_shared", "by_quality", "by_likeness", "all", "random"]
-    assert set(values["against"].values()) == {"vanilla_shared"} and len(values["differences"]) == 4
+    asked = ["by_quality", "by_likeness", "all", "random"]  # beside the preset, which lends from some layers
+    assert list(values["runs"]) == ["vanilla_shared", "ours_shared", *asked]
+    assert set(values["against"].values()) == {"vanilla_shared"} and len(values["differences"]) == 5
     caches = {run: values["runs"][run]["cache_gb"]["mean"] for run in values["runs"]}
     assert caches["by_quality"] == caches["by_likeness"] == caches["random"] < caches["all"]
     assert caches["vanilla_shared"] == 0
