@@ -320,6 +320,9 @@ def test_an_option_that_changes_nothing_is_not_asked(known: float | None) -> Non
         *(f"inject_steps={window}" for window in others),
         *(f"bg_inject_steps={window}" for window in {*others, "(0, 19)"} - {"None"}),
     }
+    backwards = replace(PAPER, kv_layers=tuple(range(42, 0, -1)))
+    asked = recipes("options", subject(backwards, ranking=False))
+    assert f"kv_layers={backwards.kv_layers[::-1]}" not in asked
     wan = replace(PAPER, mask_kind="cross", token_kind="self")
     asked = recipes("options", subject(wan, ranking=False))
     assert not any(name.startswith("mask_softmax") for name in asked)

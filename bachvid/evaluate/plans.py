@@ -161,9 +161,13 @@ def options(subject: Subject) -> list[Run]:
     other: Start = "own" if own.shared_noise else "shared"
     base = f"ours_{start}"
     runs, asked = [], [spelled_out(own)]
-    asked_of = {**OPTIONS, "kv_layers": depths(subject.layers)}
-    asked_of |= dict.fromkeys(("inject_steps", "bg_inject_steps"), windows(own.steps))
-    for name, values in asked_of.items():
+    values_of: dict[str, Sequence[Any]] = {
+        **OPTIONS,
+        "kv_layers": depths(subject.layers),
+        "inject_steps": windows(own.steps),
+        "bg_inject_steps": windows(own.steps),
+    }
+    for name, values in values_of.items():
         for value in values:
             changed = replace(own, **{name: value})
             if (plain := spelled_out(changed)) not in asked:
@@ -181,9 +185,10 @@ def options(subject: Subject) -> list[Run]:
 def spelled_out(recipe: Recipe) -> Recipe:
     """The recipe with nothing left to be inferred: two ways to say the same become equal."""
     keys = "all" if recipe.mask_kind == "cross" else recipe.mask_softmax  # there all keys are text
-    fg, bg = recipe.windows
+    fg, bg = recipe.inject_windows
+    plain = lending(recipe, recipe.kv_layers)  # in their order
     return replace(
-        recipe, bg_strength=recipe.strengths[1], inject_steps=fg, bg_inject_steps=bg, mask_softmax=keys
+        plain, bg_strength=recipe.strengths[1], inject_steps=fg, bg_inject_steps=bg, mask_softmax=keys
     )
 
 

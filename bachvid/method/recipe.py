@@ -72,7 +72,7 @@ class Recipe:
         return self.strength, self.strength if self.bg_strength is None else self.bg_strength
 
     @property
-    def windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def inject_windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """First and last step with injection of the foreground, and of the background."""
         fg = self.inject_steps or (0, self.steps - 1)
         return fg, self.bg_inject_steps or fg
@@ -120,7 +120,7 @@ class Recipe:
 
     def mode_at(self, step: int) -> Mode:
         """What frame videos borrow at this step."""
-        fg, bg = (first <= step <= last for first, last in self.windows)
+        fg, bg = (first <= step <= last for first, last in self.inject_windows)
         fg, bg = fg and self.mode in ("both", "fg"), bg and self.mode in ("both", "bg")
         if fg and bg:
             return "both"
