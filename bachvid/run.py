@@ -8,7 +8,6 @@ python -m bachvid.run --background "..." --character "..." --action "..." --acti
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,7 +50,9 @@ def main(args: argparse.Namespace) -> int:
     settings = resolve(args, checkpoint, model)
     check_flags(args, settings)
     joined = Trajectory.load(args.identity) if args.identity else None
-    settings = settings.joining(joined.seed) if joined else settings
+    if joined:
+        joined.check(settings.chosen_world())
+        settings = settings.joining(joined.seed)
     stories = find_stories(args, model)
     nouns = [word.strip() for word in (args.nouns or "").split(",") if word.strip()]
     ask = noun_model(args.noun_model) if args.noun_model else None
@@ -101,8 +102,7 @@ def encode(runs: Sequence[Run]) -> None:
         raise UsageError(f"--negative does not fit: {error}") from error
     for run, prompts in zip(runs, written, strict=True):
         run.prompts, run.negative = encode_prompts(encoder, prompts), negative
-    del encoder
-    gc.collect()  # transformers leaves it in a cycle, with up to 11 GB
+    encoder.unload()
 
 
 @dataclass(kw_only=True)
@@ -290,13 +290,8 @@ class Run:
 
     def world(self, denoiser: Denoiser) -> dict[str, Any]:
         """What a later run must share to join this identity."""
-        settings = self.settings.to_dict()
-        names = ("scheduler", "steps", "guidance", "dynamic_guidance", "negative", "size", "frames")
         assert isinstance(denoiser.model, torch.nn.Module)
-        model = fingerprint(denoiser.model, self.checkpoint.config)
-        return {"model": model, "dtype": settings["dtype"]["value"]} | {
-            name: settings[name]["value"] for name in names
-        }
+        return {"model": fingerprint(denoiser.model, self.checkpoint.config), **self.settings.world()}
 
     def config(self) -> dict[str, Any]:
         """Every resolved value and its origin, for `config.json`."""

@@ -40,6 +40,7 @@ ORIGINAL_RULES = {  # where Wan's own programs place noise levels; Euler, which 
 }
 FASTEST = 240  # frames a second
 SEEDS = 2**63 - 1024  # torch's end at 2^63, and the videos of a group count on from the first's
+WORLD = ("dtype", "scheduler", "steps", "guidance", "dynamic_guidance", "negative", "size", "frames")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -71,6 +72,15 @@ class Settings:
             name: {"value": _plain(getattr(used, name)), "from": origin}
             for name, origin in self.origins.items()
         }
+
+    def world(self) -> dict[str, Any]:
+        """What a run must share to join an identity, beside the model."""
+        told = self.to_dict()
+        return {name: told[name]["value"] for name in WORLD}
+
+    def chosen_world(self) -> dict[str, Any]:
+        """The part of it that may be wrong with the right model, so that it is told before one is loaded."""
+        return {name: value for name, value in self.world().items() if self.origins[name] != "checkpoint"}
 
     def joining(self, seed: int) -> Settings:
         """The same for who joins an identity: it is replayed, and lends its seed unless one was asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -26,12 +27,12 @@ from bachvid.calibrate.observe import Observed, fused_partners, observe
 from bachvid.calibrate.profile import (
     MatchScores,
     by_movement,
-    fused_ious,
     mask_ious,
     match_scores,
     random_mse,
     same_place_scores,
 )
+from bachvid.calibrate.select import Layers
 from bachvid.calibrate.truth import SeenGroup
 from bachvid.calibrate.vital import made_without, without
 from bachvid.evaluate.studio import Studio
@@ -162,10 +163,10 @@ def boxes() -> tuple[torch.Tensor, torch.Tensor]:
 def test_ious_of_layers_and_of_their_sum() -> None:
     scores, truth = boxes()
     assert mask_ious(scores, truth, "compare")[0, 0].tolist() == pytest.approx([1, 1 / 3, 0.5])
-    assert fused_ious(scores, truth, (2,), "compare")[0, 0] == pytest.approx(1 / 3)
-    assert fused_ious(scores, truth, (1, 2, 3), "compare")[0, 0] == pytest.approx(
-        4 / 6
-    )  # a sum of 2 against 1.5
+    all_three = 4 / 6  # a sum of 2 against 1.5
+    assert mask_ious(scores, truth, "compare", (2,))[0, 0, 1] == pytest.approx(1 / 3)
+    assert mask_ious(scores, truth, "compare", (1, 3))[0, 0] == pytest.approx([0.5, all_three, 0.5])
+    assert mask_ious(scores, truth, "compare", (1, 2, 3))[0, 0] == pytest.approx([all_three] * 3)
     assert np.isnan(mask_ious(scores, truth & False, "compare")).all()
 
 
@@ -263,11 +264,19 @@ def test_the_fewest_layers_that_come_near_the_best_are_joined(pair: float) -> No
     together = {(1,): 0.5, (2,): 0.6, (3,): 0.4, (4,): 0.1, (1, 2): 0.58, (2, 3): pair, (2, 4): 0.2}
     together |= {(1, 2, 3): 0.805, (2, 3, 4): 0.7, (1, 2, 3, 4): 0.5}
 
-    def fused(layers: tuple[int, ...]) -> np.ndarray:
-        return np.array([[0.0, together[layers]], [np.nan, together[layers]]])
+    def joined(sets: Collection[Layers]) -> dict[Layers, np.ndarray]:
+        scores = {s: np.array([together[tuple(sorted({*s, n}))] for n in range(1, 5)]) for s in sets}
+        flipped = {s: row[::-1] for s, row in scores.items()}  # of a third video, in which all is upside down
+        return {
+            s: np.array([[0 * row, row], [np.nan * row, row], [flipped[s], flipped[s]]])
+            for s, row in scores.items()
+        }
 
-    assert select.grow(fused, layers=4, most=15) == ((2, 3) if pair == 0.8 else (1, 2, 3))
-    assert select.grow(fused, layers=4, most=1) == (2,)
+    draws = np.array([[0, 1], [1, 0]])
+    assert select.grow(joined, draws, layers=4, most=15) == [(2, 3) if pair == 0.8 else (1, 2, 3)] * 2
+    assert select.grow(joined, draws, layers=4, most=1) == [(2,)] * 2
+    first, second = select.grow(joined, np.array([[0, 1], [2, 2]]), layers=4, most=1)
+    assert (first, second) == ((2,), (3,)), "every draw goes a way of its own"
 
 
 def test_match_layers_are_the_lowest_and_beat_no_movement() -> None:
@@ -300,7 +309,7 @@ def test_matches_are_chosen_by_the_rule_that_is_asked_for(rule: str, layers: tup
         grid=Grid(1, 2, 2),
         timesteps=range(5),
         seed=0,
-        fused_ious=lambda _: mse,
+        joined_ious=lambda _: {},
     )
     chosen, figure = rank_matches(evidence, 1, rule)
     assert chosen.layers == layers
@@ -340,7 +349,11 @@ def test_stability_tells_a_sure_layer_from_a_borderline_one() -> None:
     iou = profile(1.0, 0.7, 0.1, videos=40)
     iou[::2, :, 1] = 0.6
     iou[1::2, :, 1] = 0.8
-    shares = select.stability(lambda draw: select.mask_layers(iou[draw], 0.0, 0.7, 15), iou, 3, seed=0)
+
+    def choose(draws: select.Draws) -> list[Layers]:
+        return [select.mask_layers(iou[draw], 0.0, 0.7, 15) for draw in draws]
+
+    shares = select.stability(choose, iou, 3, seed=0)
     assert shares[1] == 1 and shares[3] == 0 and 0.2 < shares[2] < 0.8
     assert select.Selection("r", {}, (1,), bootstrap=shares).borderline == (2,)
 
@@ -360,6 +373,11 @@ def test_videos_without_truth_are_in_no_draw(known: int) -> None:
     iou, mse = profile(0.2, 0.9, videos=16), profile(4.0, 1.5, videos=16)
     iou[known:], mse[known:] = np.nan, np.nan
     few = np.full(16, 8.0)
+
+    def joined(sets: Collection[Layers]) -> dict[Layers, np.ndarray]:
+        best = {s: iou[..., [n - 1 for n in s]].max(-1, keepdims=True, initial=0) for s in sets}
+        return {s: np.maximum(iou, own) for s, own in best.items()}
+
     evidence = Evidence(
         iou=iou,
         matches=MatchScores(mse=mse, median=mse, pck1=1 / mse, pck2=1 / mse, points=mse),
@@ -368,7 +386,7 @@ def test_videos_without_truth_are_in_no_draw(known: int) -> None:
         grid=Grid(1, 2, 2),
         timesteps=range(5),
         seed=0,
-        fused_ious=lambda layers: iou[..., [n - 1 for n in layers]].max(-1),
+        joined_ious=joined,
     )
     for rule in MASK_RULES:
         chosen, figure = choose_masks(evidence, rule)

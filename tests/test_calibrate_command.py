@@ -105,6 +105,13 @@ def test_from_prompts_to_a_preset_and_a_page(model: Path, tmp_path: Path) -> Non
     assert "<html" in page.read_text() and len(list((tmp_path / "out" / "videos").iterdir())) == 4
 
 
+def test_prompts_are_read_once_and_their_encoder_makes_room(model: Path, tmp_path: Path) -> None:
+    analysis = analysis_of(model, tmp_path / "out")
+    assert [len(group) for group in analysis.prompts] == [2, 2]
+    for _ in analysis.observe():
+        assert "model" not in vars(analysis.studio.encoder)
+
+
 def test_a_calibration_that_was_stopped_goes_on(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     whole = found_in(model, out)

@@ -249,7 +249,8 @@ def test_an_identity_of_another_world_is_refused(
 ) -> None:
     identity = made / "identity/trajectory.safetensors"
     flags = [*story("opens"), "--identity", identity, "--out", tmp_path / "x"]
-    assert run("--model", pipelines["5b"], *flags, "--steps", 5) == 2
+    unread = damaged(pipelines, tmp_path / "model", "zero text")  # told before any weight is read
+    assert run("--model", unread, *flags, "--steps", 5) == 2
     assert "made with steps 4, and this run has 5" in capsys.readouterr().err
     assert run("--model", pipelines["5b"], *flags, "--steps", 4, "--solver", "dpm") == 2
     assert "made with scheduler _class_name CogVideoXDDIMScheduler, and" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -206,6 +207,15 @@ def test_what_is_saved_is_what_transformers_loads(root: Path, tmp_path: Path) ->
     with torch.no_grad():
         assert torch.equal(model(ids).last_hidden_state, encoder.encode(PROMPT))
     assert torch.equal(TextEncoder.from_folder(tmp_path, 32).encode(PROMPT), encoder.encode(PROMPT))
+
+
+def test_a_network_that_is_unloaded_frees_its_memory_and_comes_back(root: Path) -> None:
+    encoder = TextEncoder.from_folder(root, 32)
+    expected, network = encoder.encode(PROMPT), weakref.ref(encoder.model)
+    encoder.unload()
+    assert network() is None
+    encoder.unload()  # twice is once
+    assert torch.equal(encoder.encode(PROMPT), expected)
 
 
 def zero_embeddings(part: Path) -> None:

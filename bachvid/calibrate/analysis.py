@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bachvid.calibrate.observe import Observed, fused_partners, observe
-from bachvid.calibrate.profile import Array, MatchScores, by_movement, fused_ious, match_scores
+from bachvid.calibrate.profile import Array, MatchScores, by_movement, mask_ious, match_scores
 from bachvid.calibrate.select import Layers
 from bachvid.calibrate.truth import Judge, Judged, SeenGroup, Truth, Video
 from bachvid.calibrate.vital import change, made_without
@@ -54,21 +55,25 @@ class Analysis:
 
     @property
     def device(self) -> torch.device:
-        return next(self.studio.parts.parameters()).device
+        return self.studio.negative.device
 
     def seeds(self, group: int) -> list[int]:
         """The noise of a group's videos."""
         earlier = sum(map(len, self.stories[:group]))
         return self.studio.recipe.seeds(self.seed + earlier, len(self.stories[group]))
 
-    def prompts(self, group: int) -> list[Prompt]:
-        return self.studio.prompts(self.stories[group])
+    @cached_property
+    def prompts(self) -> list[list[Prompt]]:
+        """Those of every group, encoded; then the text encoder makes room."""
+        prompts = [self.studio.prompts(story) for story in self.stories]
+        self.studio.encoder.unload()
+        return prompts
 
     def observe(self) -> Iterator[int]:
         """Sees every group that was not seen yet and writes its videos to look at, yielding its number."""
         for number in range(len(self.stories)):
             if not (path := self._path("groups", number)).exists():
-                given = self.studio.recipe, self.prompts(number), self.seeds(number)
+                given = self.studio.recipe, self.prompts[number], self.seeds(number)
                 save(vars(observe(self.studio.denoiser(), *given)), path)
             for n in range(len(self.stories[number])):
                 if not (file := self.folder / "videos" / f"{number:03}-{n}.mp4").exists():
@@ -96,19 +101,21 @@ class Analysis:
             seen, true = (load_file(self._path(kind, number)) for kind in ("groups", "truth"))
             yield ObservedGroup(Observed(**seen), **true)
 
-    def fused_ious(self, layers: Layers) -> Array:
-        """IoU (V, S) of the masks that these layers make together, of all videos."""
-        split = self.studio.recipe.mask_split
-        return np.concatenate(
-            [fused_ious(group.observed.scores, group.masks, layers, split) for group in self.groups()]
-        )
+    def joined_ious(self, sets: Collection[Layers]) -> dict[Layers, Array]:
+        """For each set of layers the IoU (V, S, L) of the masks it makes with every layer, of all videos."""
+        found: dict[Layers, list[Array]] = {layers: [] for layers in sets}
+        for group in self.groups():
+            for layers, ious in found.items():
+                seen = group.observed.scores, group.masks, self.studio.recipe.mask_split
+                ious.append(mask_ious(*seen, joined=layers))
+        return {layers: np.concatenate(ious) for layers, ious in found.items()}
 
     def fuse(self, layers: Layers) -> Iterator[MatchScores]:
         """Scores (V-1, S) of the partners that these match layers find together, group by group."""
         recipe = replace(self.studio.recipe, match_layers=layers, mask_layers=layers[:1])
         for number, group in enumerate(self.groups()):
             if not (path := self._fused(number, layers)).exists():
-                given = self.studio.denoiser(), recipe, self.prompts(number), group.observed.trajectory
+                given = self.studio.denoiser(), recipe, self.prompts[number], group.observed.trajectory
                 save({"partner": fused_partners(*given)}, path)
             yield match_scores(self.fused_partners(number, layers), group.partners, self.studio.grid())
 
@@ -152,7 +159,7 @@ class Analysis:
         if name not in (done := self.ledger.done()):
             trajectory = self._trajectory(group).to(self.device)
             denoiser = self.studio.denoiser()
-            rows = zip(self.prompts(group), self.seeds(group), trajectory, strict=True)
+            rows = zip(self.prompts[group], self.seeds(group), trajectory, strict=True)
             seen = [
                 pre_run(denoiser, recipe, denoiser.start(prompt, seed), row.split(1))
                 for prompt, seed, row in rows
@@ -175,7 +182,7 @@ class Analysis:
     def _scored(self, judge: Judge, number: int, layer: int, full: Judged) -> dict[str, float]:
         started, judged = time.perf_counter(), full
         if layer:
-            latents = made_without(self.studio, self.prompts(number)[0], self.seeds(number)[0], layer)
+            latents = made_without(self.studio, self.prompts[number][0], self.seeds(number)[0], layer)
             save({"latents": latents}, self._path(f"without-{layer}", number))
             judged = judge.judge(self.studio.develop(latents))
         likeness = judge.likeness(full, judged)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from bachvid.calibrate.profile import (
     random_mse,
     same_place_scores,
 )
-from bachvid.calibrate.select import Draw, Layers, Selection
+from bachvid.calibrate.select import Draws, Layers, Selection
 from bachvid.errors import UsageError
 from bachvid.evaluate.figures import known_mean
 from bachvid.models.grid import Grid
@@ -39,7 +39,7 @@ class Evidence:
     grid: Grid
     timesteps: Sequence[float]
     seed: int
-    fused_ious: Callable[[Layers], Array]  # V S, of the masks that some layers make together
+    joined_ious: Callable[[Collection[Layers]], Mapping[Layers, Array]]  # see `Analysis`
 
     @classmethod
     def of(cls, analysis: Analysis) -> Evidence:
@@ -58,9 +58,12 @@ class Evidence:
             )
         timesteps = analysis.studio.sampler.schedule.timesteps
         together = MatchScores.joined(matches), MatchScores.joined(still)
-        share = sum(shares) / len(shares)
-        seed, fused = analysis.seed, cache(analysis.fused_ious)
-        return cls(np.concatenate(ious), *together, share, grid, timesteps, seed, fused)
+        share, joined = sum(shares) / len(shares), analysis.joined_ious
+        return cls(np.concatenate(ious), *together, share, grid, timesteps, analysis.seed, joined)
+
+    def fused_ious(self, layers: Layers) -> Array:
+        """IoU (V, S) of the masks that these layers make together."""
+        return self.joined_ious([layers])[layers][..., layers[0] - 1]
 
     def of_layers(self, better: str, values: Array, window: tuple[int, int]) -> dict[str, Any]:
         """The part of a figure that shows single layers, for values (V, S, L) and the steps averaged over."""
@@ -97,12 +100,12 @@ def choose_masks(
     iou, share = evidence.iou, evidence.share
     count = iou.shape[-1]
 
-    def pick(draw: Draw) -> Layers:
+    def pick(draws: Draws) -> list[Layers]:
         if rule == "fused":
-            return select.grow(lambda layers: evidence.fused_ious(layers)[draw], count, most)
-        return select.mask_layers(iou[draw], share, ratio, most)
+            return select.grow(evidence.joined_ious, draws, count, most)
+        return [select.mask_layers(iou[draw], share, ratio, most) for draw in draws]
 
-    layers = pick(np.arange(len(iou)))
+    (layers,) = pick(select.everything(iou))
     warnings = []
     if not layers:
         layers = (int(np.nanargmax(known_mean(iou, (0, 1)))) + 1,)
@@ -149,12 +152,12 @@ def rank_matches(evidence: Evidence, count: int, rule: str = "calm") -> tuple[Se
     floor = float(np.nanmean(evidence.still.pck1))
     window = (0, found.mse.shape[1] - 1) if rule == "hits" else select.calm_window(found.mse)
 
-    def pick(draw: Draw) -> Layers:
+    def pick(draws: Draws) -> list[Layers]:
         if rule == "hits":
-            return select.surest_layers(found.pck1[draw], floor, count)
-        return select.match_layers(found.mse[draw], ceiling, count, window)
+            return [select.surest_layers(found.pck1[draw], floor, count) for draw in draws]
+        return [select.match_layers(found.mse[draw], ceiling, count, window) for draw in draws]
 
-    layers = pick(np.arange(len(found.mse)))
+    (layers,) = pick(select.everything(found.mse))
     warnings = []
     if not layers:
         layers = (int(np.nanargmin(known_mean(found.mse, (0, 1)))) + 1,)
@@ -245,8 +248,8 @@ def choose_vital(
         "content_only": [n for n in alike if costs[n - 1] <= np.median(costs)],
     }
 
-    def pick(draw: Draw) -> Layers:
-        return _vital(drops["q"][draw], rule, count, seed)
+    def pick(draws: Draws) -> list[Layers]:
+        return [_vital(drops["q"][draw], rule, count, seed) for draw in draws]
 
     return Selection(
         rule=VITAL_RULES[rule],

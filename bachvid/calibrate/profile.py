@@ -35,16 +35,15 @@ class MatchScores(NamedTuple):
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def mask_ious(scores: Tensor, truth: Tensor, split: Split) -> Array:
-    """IoU (V, S, L) of the masks of single layers (Eq. 3), scores (V, S, L, 2, N), with the truth (V, N)."""
-    masks = foreground(scores.float().movedim(-2, 0), split)  # V S L N
-    return _ious(masks, truth[:, None, None])
+def mask_ious(scores: Tensor, truth: Tensor, split: Split, joined: tuple[int, ...] = ()) -> Array:
+    """IoU (V, S, L) of every layer's masks, scores (V, S, L, 2, N), with the truth (V, N).
 
-
-def fused_ious(scores: Tensor, truth: Tensor, layers: tuple[int, ...], split: Split) -> Array:
-    """IoU (V, S) of the masks that these layers make together (Eq. 4), counted from 1."""
-    chosen = scores[:, :, [layer - 1 for layer in layers]].float().sum(2)  # V S 2 N
-    return _ious(foreground(chosen.movedim(-2, 0), split), truth[:, None])
+    They are its own (Eq. 3), or those that it makes together with the layers it is `joined` to (Eq. 4).
+    """
+    base = scores[:, :, [layer - 1 for layer in joined]].float().sum(2)  # V S 2 N
+    layers = range(1, scores.shape[2] + 1)
+    sums = (base if layer in joined else base + scores[:, :, layer - 1] for layer in layers)
+    return np.stack([_ious(foreground(each.movedim(-2, 0), split), truth[:, None]) for each in sums], -1)
 
 
 def match_scores(partner: Tensor, truth: Tensor, grid: Grid) -> MatchScores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -22,7 +22,7 @@ GAIN = 0.01  # what a layer must add to the best score of a set to be worth havi
 DEVIATIONS, CHANCE = 3.0, 0.01  # what makes a layer stand out: see `outliers`
 FLIPS = 10_000  # of the signs of what prompts lost
 Layers = tuple[int, ...]  # counted from 1
-Draw = NDArray[np.int64]  # indices of resampled videos or pairs
+Draws = NDArray[np.int64]  # indices of videos or pairs, one row for each time they are drawn
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,32 @@ def mask_layers(iou: Array, floor: float, ratio: float, most: int) -> Layers:
     return ordered(n for n in good[:most] if profile[n] > floor)
 
 
-def grow(fused: Callable[[Layers], Array], layers: int, most: int) -> Layers:
-    """The fewest layers that together score within `GAIN` of the best, of sets joined one by one.
+def grow(
+    joined: Callable[[Collection[Layers]], Mapping[Layers, Array]], draws: Draws, layers: int, most: int
+) -> list[Layers]:
+    """For every draw the fewest layers that together score within `GAIN` of the best, joined one by one.
 
-    `fused` gives scores (V, S) of what some layers do together, of which the best step counts; the layer that
-    joins is always the one with which they score highest. They are joined up to `most`, since a third may
-    gain where a second did not.
+    `joined` gives for sets of layers the scores (V, S, L) of what each does with one layer more, of which the
+    best step counts; the layer that joins is always the one with which they score highest. They are joined up
+    to `most`, since a third may gain where a second did not. All draws grow at once, so that scores are asked
+    for once a round.
     """
-    paths: list[tuple[float, Layers]] = []
-    chosen: Layers = ()
-    while len(chosen) < min(most, layers):
-        wider = [tuple(sorted({*chosen, n})) for n in range(1, layers + 1) if n not in chosen]
-        scores = [float(np.nanmax(known_mean(fused(candidate), 0))) for candidate in wider]
-        chosen = wider[int(np.argmax(scores))]
-        paths.append((max(scores), chosen))
-    best = max(score for score, _ in paths)
-    return next(chosen for score, chosen in paths if score >= best - GAIN)
+    paths: list[list[tuple[float, Layers]]] = [[] for _ in draws]
+    chosen: list[Layers] = [() for _ in draws]
+    for _ in range(min(most, layers)):
+        scores = joined({*chosen})
+        for n, draw in enumerate(draws):
+            best = np.nanmax(known_mean(scores[chosen[n]][draw], 0), 0)  # L
+            best[[layer - 1 for layer in chosen[n]]] = -np.inf
+            chosen[n] = tuple(sorted((*chosen[n], int(np.argmax(best)) + 1)))
+            paths[n].append((float(best.max()), chosen[n]))
+    return [_fewest(path) for path in paths]
+
+
+def _fewest(path: Sequence[tuple[float, Layers]]) -> Layers:
+    """The first layers of a path whose score is within `GAIN` of its best."""
+    best = max(score for score, _ in path)
+    return next(layers for score, layers in path if score >= best - GAIN)
 
 
 def match_layers(mse: Array, ceiling: float, count: int, window: tuple[int, int]) -> Layers:
@@ -168,10 +178,10 @@ def holm(p: Array) -> Array:
 
 
 def stability(
-    choose: Callable[[Draw], Layers], values: Array, layers: int, seed: int, draws: int = RESAMPLES
+    choose: Callable[[Draws], list[Layers]], values: Array, layers: int, seed: int, draws: int = RESAMPLES
 ) -> dict[int, float]:
     """How often each of `layers` layers is chosen from resampled rows of `values`, by their indices."""
-    picks = [choose(draw) for draw in resamples(values, seed)[:draws]]
+    picks = choose(resamples(values, seed)[:draws])
     return {layer: sum(layer in pick for pick in picks) / len(picks) for layer in range(1, layers + 1)}
 
 
@@ -182,7 +192,12 @@ def tau_interval(find: Callable[[Array], int], curves: Array, seed: int) -> tupl
     return round(low), round(high)
 
 
-def resamples(values: Array, seed: int) -> Draw:
+def everything(values: Array) -> Draws:
+    """The one draw that is all rows of `values`, each once."""
+    return np.arange(len(values))[None]
+
+
+def resamples(values: Array, seed: int) -> Draws:
     """Draws (RESAMPLES, K) with replacement of the K rows of `values` in which anything is known.
 
     A video without truth is a row of NaN: a draw of nothing else would tell nothing.

@@ -33,6 +33,7 @@ class Studio:
     model: Model
     vae: VAE
     encoder: TextEncoder
+    negative: Tensor  # the encoded prompt of nothing
     sampler: Sampler
     recipe: Recipe  # for the sampler's number of steps
     shape: tuple[int, ...]  # of one video's latents
@@ -50,12 +51,13 @@ class Studio:
         *,
         tiling: bool = False,
     ) -> Studio:
-        """Load its parts; the autoencoder in float32, the others in `dtype`, the text encoder when needed."""
-        own = checkpoint.format
+        """Load its parts; the autoencoder in float32, the others in `dtype`."""
+        own, encoder = checkpoint.format, checkpoint.text_encoder(dtype, device)
         return cls(
             model=checkpoint.transformer(dtype, device),
             vae=checkpoint.vae(torch.float32, device),
-            encoder=checkpoint.text_encoder(dtype, device),
+            encoder=encoder,
+            negative=encoder.encode(""),
             sampler=read_sampler(checkpoint.scheduler, recipe.steps),
             recipe=recipe,
             shape=checkpoint.latent_shape(own.size, own.frames),
@@ -71,9 +73,8 @@ class Studio:
 
     def denoiser(self) -> Denoiser:
         """A denoiser for the videos of one group: it remembers some of what they share."""
-        negative = self.encoder.encode("")
         scale = self.recipe.guidance
-        return Denoiser(self.model, self.sampler, negative, self.shape, scale, wide=self.wide)
+        return Denoiser(self.model, self.sampler, self.negative, self.shape, scale, wide=self.wide)
 
     def prompts(self, videos: Sequence[Parts]) -> list[Prompt]:
         """Encoded prompts with their spans."""
@@ -92,8 +93,7 @@ class Studio:
     @torch.no_grad()
     def seen_through(self, video: Tensor) -> Tensor:
         """Videos (B, 3, F, H, W) in [-1, 1] as the autoencoder shows them."""
-        device = next(self.parts.parameters()).device
-        latents = (self.vae.to_latents(each[None].to(device)) for each in video)
+        latents = (self.vae.to_latents(each[None].to(self.negative.device)) for each in video)
         return torch.cat([self.vae.to_video(each) for each in latents]).cpu()
 
     @torch.no_grad()
