@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     check_flags(args, settings)
     joined = Trajectory.load(args.identity) if args.identity else None
     if joined:
-        joined.check(settings.chosen_world())
+        joined.check({**joined.world, **settings.chosen_world()})  # the rest when the model is known
         settings = settings.joining(joined.seed)
     stories = find_stories(args, model)
     nouns = [word.strip() for word in (args.nouns or "").split(",") if word.strip()]

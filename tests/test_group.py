@@ -214,7 +214,8 @@ def test_videos_join_a_finished_world_from_a_file(way: str, tmp_path: Path) -> N
     Trajectory.of(group.identity, parts, group.recipe, world).save(path)
     read = Trajectory.load(path)
     read.check(dict(world))
-    read.check({"scale": 4.0})  # as far as it is told
+    with pytest.raises(ValueError, match=r"made with model tiny, and this run has None"):
+        read.check({"scale": 4.0})
     with pytest.raises(ValueError, match=r"made with scale 4.0, and this run has 5.0"):
         read.check({**world, "scale": 5.0})
     assert (read.parts, read.recipe, read.seed) == (parts, group.recipe, 1)

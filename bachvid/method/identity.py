@@ -99,13 +99,10 @@ class Trajectory:
         )
 
     def check(self, world: dict[str, Any]) -> None:
-        """Raise ValueError if a run in this world, as far as it is told, cannot join.
-
-        The sentence names the first difference.
-        """
-        for name in world:
-            if self.world.get(name) != world[name]:
-                theirs, ours = _difference(self.world.get(name), world[name])
+        """Raise ValueError if a run in this world cannot join; the sentence names the first difference."""
+        for name in {**world, **self.world}:  # the model first
+            if self.world.get(name) != world.get(name):
+                theirs, ours = _difference(self.world.get(name), world.get(name))
                 raise ValueError(
                     f"The identity was made with {name} {theirs}, and this run has {ours}. "
                     f"Use the same {name}, or make the identity again."
